@@ -1,0 +1,52 @@
+// The native schemas (namespace fastqat_native) and the Python module fastqat._C, which holds the facts of the build.
+#include <pybind11/pybind11.h>
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "common.h"
+
+// Outputs are allocated by the caller and written in place: Python decides layout, dtype and whether a buffer is reused.
+// outer, channels, inner: the tensor in storage order, seen as [outer, channels, inner]; per tensor has channels = 1.
+STABLE_TORCH_LIBRARY(fastqat_native, m) {
+  m.def(
+      "fake_quant(Tensor x, Tensor scale, Tensor? zero_point, Tensor(a!) x_hat, int outer, int channels, int inner, "
+      "int qmin, int qmax, bool reciprocal) -> ()");
+  m.def(
+      "fake_quant_backward(Tensor x, Tensor scale, Tensor? zero_point, Tensor grad_y, Tensor(a!) grad_x, "
+      "Tensor(b!)? grad_scale, Tensor(c!)? grad_zero_point, int outer, int channels, int inner, int qmin, int qmax, "
+      "bool reciprocal, float grad_factor) -> ()");
+  m.def(
+      "quantize_codes(Tensor x, Tensor scale, Tensor? zero_point, Tensor(a!) codes, int outer, int channels, int inner, "
+      "int qmin, int qmax, bool reciprocal) -> ()");
+  m.def(
+      "logit_scores(Tensor logits, Tensor? targets, Tensor? teacher, Tensor(a!)? loss, Tensor(b!)? evs, Tensor(c!)? correct, "
+      "Tensor(d!) entropy, Tensor(e!) confidence, Tensor(f!) margin, Tensor(g!)? ds, Tensor(h!)? res, Tensor(i!)? kd, "
+      "Tensor(j!) first_bad_target) -> ()");
+}
+
+namespace {
+
+std::string compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#elif defined(__GNUC__)
+  return "gcc " __VERSION__;
+#else
+  return "unknown";
+#endif
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of fastqat; importing it registers torch.ops.fastqat_native.*";
+  m.def("build_info", [] {
+    pybind11::dict facts = pybind11::module_::import("json").attr("loads")(FASTQAT_BUILD_FACTS);
+    facts["compiler"] = compiler();
+    facts["cpu_levels"] = fastqat::compiled_levels();
+    return facts;
+  });
+  m.def("cpu_level", [] { return std::string(fastqat::level_name(fastqat::cpu_level())); });
+  m.def("set_cpu_level", [](const std::string& name) { fastqat::set_cpu_level(name.c_str()); });
+}

@@ -1,0 +1,7 @@
+"""``python -m fastqat``."""
+
+import sys
+
+from fastqat.cli import main
+
+sys.exit(main())

@@ -1,0 +1,207 @@
+"""The one table of backends: which exist, which op each serves, and why the rest is not there.
+
+An op family (``"fake_quant"``, ``"logit_scores"``) registers one implementation object per backend: a module or class with
+the family's functions. `pick` is called inside the operator, on real tensors, so that ``torch.compile`` never sees the choice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+def _load_native() -> str | None:
+    """Import the compiled extension; return None, or the reason why it is not usable."""
+    if os.environ.get("FASTQAT_NO_NATIVE", "0") not in ("", "0"):
+        return "switched off by FASTQAT_NO_NATIVE"
+    try:
+        importlib.import_module("fastqat._C")
+    except ImportError as error:
+        if importlib.util.find_spec("fastqat._C") is None:
+            return "fastqat._C is not built; reinstall fastqat with a C++17 compiler on PATH"
+        return f"fastqat._C does not load: {error}"
+    return None
+
+
+def _cpu_reason() -> str | None:
+    return NATIVE_REASON
+
+
+def _cuda_reason() -> str | None:
+    if NATIVE_REASON:
+        return NATIVE_REASON
+    if not torch.cuda.is_available():
+        return "no CUDA device is visible to torch"
+    return CUDA_NATIVE_REASON
+
+
+def _load_cuda() -> str | None:
+    """Import the CUDA object beside a CUDA torch; a CPU-only torch never loads it."""
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    if importlib.util.find_spec("fastqat._C_cuda") is None:
+        return "fastqat._C_cuda is not built; reinstall fastqat with FASTQAT_CUDA=1, nvcc and a CUDA torch"
+    if not torch.cuda.is_available():
+        return "no CUDA device is visible to torch"
+    try:
+        importlib.import_module("fastqat._C_cuda")
+    except ImportError as error:
+        return f"fastqat._C_cuda does not load: {error}"
+    return None
+
+
+def _triton_reason() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        return None
+    return None if torch.cuda.is_available() else "no CUDA device is visible to torch"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One row: a name, the device types it serves by itself, and why it is not available (None when it is)."""
+
+    name: str
+    device_types: tuple[str, ...]
+    reason: Callable[[], str | None]
+
+
+NATIVE_REASON = _load_native()
+CUDA_NATIVE_REASON = _load_cuda() if NATIVE_REASON is None else NATIVE_REASON
+
+# In order of preference; "reference" serves every device.
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend("triton", ("cuda",), _triton_reason),
+        Backend("cuda", ("cuda",), _cuda_reason),
+        Backend("cpu", ("cpu",), _cpu_reason),
+        Backend("reference", ("cpu", "cuda"), lambda: None),
+    )
+}
+
+_implementations: dict[str, dict[str, Any]] = {}
+_forced: ContextVar[str | None] = ContextVar("fastqat_backend", default=None)
+
+
+def register(op: str, backend: str, implementation: Any) -> None:
+    """Enter `implementation` as what `backend` runs for the op family `op`.
+
+    The implementation may have ``refuses(*tensors) -> str | None``: a reason why it does not take these tensors.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+    _implementations.setdefault(op, {})[backend] = implementation
+
+
+def _forced_backend() -> str | None:
+    name = _forced.get() or os.environ.get("FASTQAT_BACKEND") or None
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r} in FASTQAT_BACKEND; choose one of {', '.join(BACKENDS)}")
+    return name
+
+
+def _why_not(op: str, name: str, tensors: tuple[torch.Tensor, ...]) -> str | None:
+    """None when backend `name` can run `op` on `tensors`, else the reason."""
+    implementation = _implementations.get(op, {}).get(name)
+    if implementation is None:
+        return f"has no kernel for {op}"
+    reason = BACKENDS[name].reason()
+    if reason is None and tensors:
+        device = tensors[0].device.type
+        if name != "reference" and device not in BACKENDS[name].device_types:
+            return f"does not serve device {device!r}"
+        refuses = getattr(implementation, "refuses", None)
+        reason = refuses(*tensors) if refuses else None
+    return reason
+
+
+def pick(op: str, *tensors: torch.Tensor) -> Any:
+    """The implementation of `op` for `tensors`: the backend asked for, else the first in the table that takes them.
+
+    Raises:
+        RuntimeError: a backend was asked for by name (`use_backend`, ``FASTQAT_BACKEND``) and cannot run; it never falls back.
+    """
+    forced = _forced_backend()
+    if forced is not None:
+        reason = _why_not(op, forced, tensors)
+        if reason:
+            raise RuntimeError(f"backend {forced!r} was asked for, but it cannot run {op}: {reason}. Remove use_backend() / FASTQAT_BACKEND to let fastqat choose.")
+        return _implementations[op][forced]
+    for name in BACKENDS:
+        if _why_not(op, name, tensors) is None:
+            return _implementations[op][name]
+    raise RuntimeError(f"no backend can run {op} on {tensors[0].device if tensors else 'this machine'}")
+
+
+def backends_for(op: str, device_type: str = "cpu") -> list[str]:
+    """Names of the backends that can run `op` here on `device_type`; tests and benchmarks loop over them."""
+    return [
+        name
+        for name, backend in BACKENDS.items()
+        if _why_not(op, name, ()) is None and (name == "reference" or device_type in backend.device_types)
+    ]
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every op of the block on backend `name`: ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
+
+    The environment variable ``FASTQAT_BACKEND`` does the same for a whole process.
+
+    Raises:
+        ValueError: `name` is not a backend.
+        RuntimeError: inside the block, when the backend cannot run an op: it never falls back silently.
+
+    Example:
+        >>> import torch, fastqat as fq
+        >>> with fq.use_backend("reference"):
+        ...     fq.fake_quantize(torch.tensor([0.26, 9.0]), torch.tensor(0.5), qmin=-8, qmax=7)
+        tensor([0.5000, 3.5000])
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; choose one of {', '.join(BACKENDS)}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+@dataclass(frozen=True)
+class BackendTable:
+    """Backend × op: ``table[backend][op]`` is None when available, else the reason why not. Prints as a table."""
+
+    rows: dict[str, dict[str, str | None]] = field(default_factory=dict)
+
+    def __getitem__(self, backend: str) -> dict[str, str | None]:
+        return self.rows[backend]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows)
+
+    def __repr__(self) -> str:
+        lines = [f"{'backend':<11}{'op':<15}state"]
+        for backend, ops in self.rows.items():
+            for op, reason in ops.items():
+                lines.append(f"{backend:<11}{op:<15}{'available' if reason is None else 'no: ' + reason}")
+        return "\n".join(lines)
+
+
+def backends() -> BackendTable:
+    """What can run here: a table backend × op, with the reason where something cannot.
+
+    Example:
+        >>> import fastqat as fq
+        >>> fq.backends()["reference"]["fake_quant"] is None
+        True
+    """
+    return BackendTable({name: {op: BACKENDS[name].reason() or _why_not(op, name, ()) for op in _implementations} for name in BACKENDS})

@@ -1,0 +1,39 @@
+"""Files that are either whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block ends well it is flushed to disk and renamed to `path` in one step.
+
+    When the block or the disk fails, the temporary file is removed and an older `path` stays as it was.
+
+    Raises:
+        OSError: the disk is full or not writable; the message names the file.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        with open(part, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(part, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, f"cannot write {path}: {error.strerror}; free some space or choose another folder (an older file is untouched)") from error
+        raise
+
+
+def write_atomic(path: str | Path, data: bytes | str) -> None:
+    """Write `data` to `path` so that a reader sees the old content or the new, never a part."""
+    with atomic_path(path) as part:
+        part.write_bytes(data.encode() if isinstance(data, str) else data)

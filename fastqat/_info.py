@@ -1,0 +1,54 @@
+"""What is installed and what of it can be used: ``fastqat info``."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from fastqat._backend import NATIVE_REASON, backends
+
+# package → what it is for here
+OPTIONAL = {
+    "torchvision": "models by name, imagefolder",
+    "scikit-learn": "the digits data set",
+    "matplotlib": "figures of the report",
+    "triton": "GPU kernels",
+    "pytest-benchmark": "pytest bench",
+}
+
+
+def info_text() -> str:
+    """Versions, build facts, CPU level, backends and optional packages, as lines of text."""
+    lines = [
+        f"fastqat    {_version('fastqat') or 'from the source tree'}",
+        f"python     {platform.python_version()} on {platform.platform()}",
+        f"torch      {torch.__version__}, CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} threads",
+        f"CPU        {torch.backends.cpu.get_cpu_capability()} as torch sees it",
+        f"GPU        {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none visible'}",
+        "",
+        *_build_lines(),
+        "",
+        repr(backends()),
+        "",
+        *(f"{name:<18}{_version(name) or 'not installed':<15}{use}" for name, use in OPTIONAL.items()),
+    ]
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _build_lines() -> list[str]:
+    if NATIVE_REASON is not None:
+        return [f"native part: no: {NATIVE_REASON}"]
+    native: Any = importlib.import_module("fastqat._C")
+    facts = native.build_info() if hasattr(native, "build_info") else {}
+    return ["native part: loaded", *(f"  {key}: {value}" for key, value in facts.items())]

@@ -1,0 +1,22 @@
+"""How an operator enters torch: schema, implementation and fake kernel in one call; autograd stays a thin Function above it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_LIBRARY = torch.library.Library("fastqat", "FRAGMENT")
+
+
+def define_op(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Define ``fastqat::<schema>`` for every device and return the callable operator.
+
+    `implementation` picks its backend on real tensors; `fake` allocates what it would return.
+    """
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastqat::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.fastqat, name).default

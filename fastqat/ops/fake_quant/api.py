@@ -1,0 +1,140 @@
+"""Public fake quantization: validation and documentation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import op
+
+SEMANTICS = ("div", "reciprocal")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _checked_axis(x: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int | None) -> int | None:
+    """The axis, counted from the front; scale and zero point have the length it asks for."""
+    if axis is not None and not -x.dim() <= axis < x.dim():
+        raise ValueError(f"axis {axis} is out of range for a tensor of {x.dim()} dimensions; accepted: {-x.dim()} to {x.dim() - 1}, or None")
+    axis = axis if axis is None or axis >= 0 else axis + x.dim()
+    length = 1 if axis is None else x.shape[axis]
+    for name, values in (("scale", scale), ("zero_point", zero_point)):
+        if values is not None and (values.numel() != length or (axis is not None and values.dim() != 1)):
+            wanted = "one element (axis=None)" if axis is None else f"shape [{length}], the length of x along axis {axis}"
+            raise ValueError(f"{name} has shape {list(values.shape)}; accepted: {wanted}")
+    return axis
+
+
+def check_range(x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, axis: int | None, semantics: str) -> int | None:
+    """Raise for what no backend accepts; return the axis counted from the front."""
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"x is {x.dtype}; accepted: float32, bfloat16, float16, float64")
+    if scale.dtype != torch.float32 and not scale.dtype == x.dtype == torch.float64:
+        raise TypeError(f"scale is {scale.dtype}; accepted: float32 (or float64 with a float64 x): use scale.float()")
+    for name, values in (("scale", scale), ("zero_point", zero_point)):
+        if values is not None and values.device != x.device:
+            raise ValueError(f"{name} is on {values.device} and x on {x.device}; move both to one device")
+    if qmin > qmax or qmin < -(2**15) or qmax > 2**16 - 1 or qmax - qmin > 2**16 - 1:
+        raise ValueError(f"integer range [{qmin}, {qmax}]; accepted: qmin <= qmax, at most 16 bits, from -32768 to 65535")
+    if semantics not in SEMANTICS:
+        raise ValueError(f"semantics {semantics!r}; accepted: 'div' (LSQ, ONNX) or 'reciprocal' (torch)")
+    return _checked_axis(x, scale, zero_point, axis)
+
+
+def fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None = None,
+    *,
+    qmin: int,
+    qmax: int,
+    axis: int | None = None,
+    semantics: str = "div",
+    grad_factor: float = 1.0,
+) -> Tensor:
+    r"""Round `x` to the integer grid of a quantizer and scale it back, with gradients for x, scale and zero point.
+
+    .. math::  \hat x = (\mathrm{clamp}(\mathrm{rne}(v) + z,\; q_{min}, q_{max}) - z)\, s, \qquad v = x / s
+
+    where rne rounds half to even. Backward (LSQ; summed over the elements that share a scale, times `grad_factor`):
+
+    ==============  =========================  ==================  ===================
+    gradient of     v below qmin − z           inside              v above qmax − z
+    ==============  =========================  ==================  ===================
+    x               0                          grad_y              0
+    scale           grad_y · (qmin − z)        grad_y · (rne v−v)  grad_y · (qmax − z)
+    zero_point      −grad_y · s                0                   −grad_y · s
+    ==============  =========================  ==================  ===================
+
+    ``semantics="reciprocal"`` computes v = x · fp32(1/s), tests the range on the rounded value and uses (x_hat − x)/s as slope:
+    the values of ``torch.fake_quantize_per_tensor_affine``.
+
+    Computes in fp32 whatever the storage type, with one cast at the end; every backend, thread count and instruction set gives the
+    same bits of x_hat and grad_x. NaN stays NaN (its grad_x is 0, the other gradients become NaN); ±inf saturates; −0 is never
+    returned. Dense layouts (contiguous, channels-last, transposed) are read in place order; others cost one copy.
+
+    Args:
+        x: any shape; float32, bfloat16, float16 (float64 on the reference backend).
+        scale: step size s > 0, float32; one element, or ``[x.shape[axis]]``. Not checked for its sign (that would wait for the GPU).
+        zero_point: z, shaped like `scale`, float or integer dtype; float values are rounded half to even, with a straight-through
+            gradient. None means 0.
+        qmin, qmax: the integer range, at most 16 bits.
+        axis: the channel axis, or None for per tensor.
+        semantics: ``"div"`` (LSQ paper, brevitas, ONNX QuantizeLinear) or ``"reciprocal"`` (torch, torchao).
+        grad_factor: g, multiplies the gradients of scale and zero point (LSQ: 1/√(N · qmax)).
+
+    Returns:
+        x_hat with the shape, dtype and layout of x.
+
+    Raises:
+        TypeError: x or scale has another dtype. ValueError: range, axis, length, device or semantics is not accepted.
+        RuntimeError: differentiated twice, or the backend asked for by name cannot run.
+
+    Source: Esser et al., Learned Step Size Quantization, ICLR 2020, eq. 1–3; Bhalgat et al., LSQ+, 2020 (zero point).
+
+    Example:
+        >>> x = torch.tensor([-1.3, 0.26, 0.74, 9.0], requires_grad=True)
+        >>> s = torch.tensor(0.5, requires_grad=True)
+        >>> y = fake_quantize(x, s, qmin=-8, qmax=7)
+        >>> y
+        tensor([-1.5000,  0.5000,  0.5000,  3.5000], grad_fn=<FakeQuantizeBackward>)
+        >>> y.sum().backward()
+        >>> x.grad, round(s.grad.item(), 4)
+        (tensor([1., 1., 1., 0.]), 6.6)
+    """
+    axis = check_range(x, scale, zero_point, qmin, qmax, axis, semantics)
+    differentiable = x.requires_grad or scale.requires_grad or (zero_point is not None and zero_point.requires_grad)
+    if differentiable and torch.is_grad_enabled():
+        return op.FakeQuantize.apply(x, scale, zero_point, qmin, qmax, axis, semantics, grad_factor)
+    return op.fake_quant(x, scale, zero_point, qmin, qmax, axis, semantics)
+
+
+def quantize_codes(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None = None,
+    *,
+    qmin: int,
+    qmax: int,
+    axis: int | None = None,
+    semantics: str = "div",
+) -> Tensor:
+    r"""The integers behind `fake_quantize`: :math:`c = \mathrm{clamp}(\mathrm{rne}(x / s) + z, q_{min}, q_{max})`.
+
+    ``(c − z) · s`` is exactly what `fake_quantize` returns for float32 x. With ``semantics="div"`` the codes equal those of ONNX
+    QuantizeLinear, ties included. NaN gives qmin.
+
+    Args:
+        x, scale, zero_point, qmin, qmax, axis, semantics: as in `fake_quantize`.
+
+    Returns:
+        Integers with the shape and layout of x, in the smallest of int8, uint8, int16, int32 that holds the range. No gradient.
+
+    Raises:
+        TypeError, ValueError: as `fake_quantize`.
+
+    Example:
+        >>> quantize_codes(torch.tensor([-1.3, 0.25, 0.75, 9.0]), torch.tensor(0.5), qmin=-8, qmax=7)
+        tensor([-3,  0,  2,  7], dtype=torch.int8)
+    """
+    axis = check_range(x, scale, zero_point, qmin, qmax, axis, semantics)
+    return op.quantize_codes(x.detach(), scale.detach(), None if zero_point is None else zero_point.detach(), qmin, qmax, axis, semantics)

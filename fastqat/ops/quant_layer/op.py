@@ -1,0 +1,183 @@
+"""The operator pair ``fastqat::quant_layer`` / ``quant_layer_backward``: convolution or linear layer on fake-quantized operands.
+
+Forward:   y = layer(x_hat, w_hat, bias)          x_hat, w_hat = fake_quant(x), fake_quant(w)
+Backward:  x_hat and w_hat are computed again from x and w, the only large tensors that are saved. The pair is opaque, so a compiler
+           cannot merge the two computations and keep x_hat alive between them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ... import _backend
+from .._library import define_op
+from ..fake_quant.op import OP as FAKE_QUANT
+
+SEMANTICS = ("div", "reciprocal")
+
+
+class Quantizer(NamedTuple):
+    """One operand's quantizer inside the operator; `code` packs (qmin, qmax, axis or −1, index into SEMANTICS), empty for none."""
+
+    scale: Tensor | None
+    zero_point: Tensor | None
+    code: list[int]
+
+    def options(self) -> tuple[int, int, int | None, str]:
+        qmin, qmax, axis, semantics = self.code
+        return qmin, qmax, None if axis < 0 else axis, SEMANTICS[semantics]
+
+    def apply(self, x: Tensor) -> Tensor:
+        """x_hat, or x itself where nothing is quantized."""
+        if not self.code:
+            return x
+        assert self.scale is not None
+        return _backend.pick(FAKE_QUANT, x, self.scale).forward(x, self.scale, self.zero_point, *self.options())
+
+    def backward(self, grad: Tensor, x: Tensor, factor: float, per_scale: bool, needs: tuple[bool, bool]) -> tuple[Tensor, ...]:
+        """Gradients of x, scale and zero point from the gradient of x_hat, which is overwritten."""
+        if not self.code:
+            return grad, _nothing(grad), _nothing(grad)
+        assert self.scale is not None
+        if per_scale:
+            factor /= math.sqrt(max(x.numel() // self.scale.numel(), 1))
+        backend = _backend.pick(FAKE_QUANT, x, self.scale)
+        in_place = {"in_place": True} if getattr(backend, "IN_PLACE", False) else {}
+        grad_x, *rest = backend.backward(grad, x, self.scale, self.zero_point, *self.options(), factor, *needs, **in_place)
+        return grad_x, *(_nothing(x) if g is None else g for g in rest)
+
+
+def _nothing(x: Tensor) -> Tensor:
+    return x.new_empty(0)
+
+
+def _conv_options(conv: list[int]) -> tuple[Any, ...]:
+    """stride, padding, dilation, transposed, output_padding, groups of ``aten::convolution`` from ``[groups, *stride, *padding, *dilation]``."""
+    n = len(conv) // 3
+    return conv[1 : 1 + n], conv[1 + n : 1 + 2 * n], conv[1 + 2 * n :], False, [0] * n, conv[0]
+
+
+def _layer(x: Tensor, weight: Tensor, bias: Tensor | None, conv: list[int]) -> Tensor:
+    weight = weight.to(x.dtype)
+    bias = None if bias is None else bias.to(x.dtype)
+    if not conv:
+        return torch.ops.aten.linear(x, weight, bias)
+    return torch.ops.aten.convolution(x, weight, bias, *_conv_options(conv))
+
+
+def _weight_gradients(grad_y: Tensor, x_hat: Tensor, weight: Tensor, conv: list[int], needs_bias: bool) -> tuple[Tensor, Tensor]:
+    """Gradients of w_hat and bias; of `weight` only the shape is read."""
+    if conv:
+        options = _conv_options(conv)
+        shape = weight if weight.dtype == x_hat.dtype else torch.empty_like(weight, dtype=x_hat.dtype)
+        mask = [False, True, needs_bias]
+        _, grad_w, grad_bias = torch.ops.aten.convolution_backward(grad_y, x_hat, shape, [weight.shape[0]], *options, mask)
+        return grad_w, grad_bias if needs_bias else _nothing(weight)
+    rows = grad_y.reshape(-1, grad_y.shape[-1])
+    grad_w = rows.t() @ x_hat.reshape(-1, x_hat.shape[-1])
+    return grad_w, rows.sum(0) if needs_bias else _nothing(weight)
+
+
+def _input_gradient(grad_y: Tensor, x: Tensor, w_hat: Tensor, conv: list[int]) -> Tensor:
+    """Gradient of x_hat; of `x` only shape and layout are read."""
+    w_hat = w_hat.to(grad_y.dtype)
+    if conv:
+        return torch.ops.aten.convolution_backward(grad_y, x, w_hat, None, *_conv_options(conv), [True, False, False])[0]
+    return grad_y @ w_hat
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x_scale: Tensor | None,
+    x_zero_point: Tensor | None,
+    w_scale: Tensor | None,
+    w_zero_point: Tensor | None,
+    x_code: list[int],
+    w_code: list[int],
+    conv: list[int],
+) -> Tensor:
+    x_hat = Quantizer(x_scale, x_zero_point, x_code).apply(x)
+    return _layer(x_hat, Quantizer(w_scale, w_zero_point, w_code).apply(weight), bias, conv)
+
+
+def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    return _layer(x, weight, bias, rest[-1])
+
+
+def _backward(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor | None,
+    x_zero_point: Tensor | None,
+    w_scale: Tensor | None,
+    w_zero_point: Tensor | None,
+    x_code: list[int],
+    w_code: list[int],
+    conv: list[int],
+    factors: list[float],
+    per_scale: list[bool],
+    needs: list[bool],
+) -> tuple[Tensor, ...]:
+    x_quant, w_quant = Quantizer(x_scale, x_zero_point, x_code), Quantizer(w_scale, w_zero_point, w_code)
+    needs_x, needs_w, needs_bias, needs_x_scale, needs_x_zp, needs_w_scale, needs_w_zp = needs
+    grads = [_nothing(x)] * 7
+    if needs_w or needs_w_scale or needs_w_zp or needs_bias:  # first, so that x_hat is gone before the gradient of x is allocated
+        grad_w, grads[2] = _weight_gradients(grad_y, x_quant.apply(x), weight, conv, needs_bias)
+        grads[1], grads[5], grads[6] = w_quant.backward(
+            grad_w.to(weight.dtype), weight, factors[1], per_scale[1], (needs_w_scale, needs_w_zp)
+        )
+    if needs_x or needs_x_scale or needs_x_zp:
+        grad = _input_gradient(grad_y, x, w_quant.apply(weight), conv)
+        grads[0], grads[3], grads[4] = x_quant.backward(grad, x, factors[0], per_scale[0], (needs_x_scale, needs_x_zp))
+    return tuple(grads)
+
+
+def _backward_fake(grad_y: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    x_scale, _, w_scale, _, *_, needs = rest
+    shapes = (x, weight, weight.new_empty(weight.shape[0], dtype=x.dtype), x_scale, x_scale, w_scale, w_scale)
+    wide = any(needs[i] for i in (1, 2, 5, 6)), any(needs[i] for i in (0, 3, 4))
+    computed = (wide[1], wide[0], *needs[2:])
+    return tuple(torch.empty_like(shape) if done and shape is not None else _nothing(x) for shape, done in zip(shapes, computed, strict=True))
+
+
+_OPERANDS = (
+    "Tensor? x_scale, Tensor? x_zero_point, Tensor? w_scale, Tensor? w_zero_point, int[] x_code, int[] w_code, int[] conv"
+)
+quant_layer = define_op(f"quant_layer(Tensor x, Tensor weight, Tensor? bias, {_OPERANDS}) -> Tensor", _forward, _forward_fake)
+quant_layer_backward = define_op(
+    f"quant_layer_backward(Tensor grad_y, Tensor x, Tensor weight, {_OPERANDS}, float[] factors, bool[] per_scale, bool[] needs) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+
+
+class QuantLayer(torch.autograd.Function):
+    """Saves x, weight and the quantizers' parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        """args: the seven tensors of the operator, x_code, w_code, conv, factors, per_scale."""
+        x, weight, bias, *quantizers, x_code, w_code, conv, factors, per_scale = args
+        ctx.save_for_backward(x, weight, *quantizers)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.options = (x_code, w_code, conv, factors, per_scale)
+        return quant_layer(x, weight, bias, *quantizers, x_code, w_code, conv)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # torch types it as *Any
+        x, weight, *quantizers = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[:7])
+        grads = list(quant_layer_backward(grad_y, x, weight, *quantizers, *ctx.options, needs))
+        if needs[2]:
+            grads[2] = grads[2].to(ctx.bias_dtype)
+        return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *[None] * 5

@@ -1,0 +1,69 @@
+"""Cases as data, comparers and oracles, shared by tests and benchmarks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .ops.fake_quant import reference
+
+
+def assert_same_bits(got: Tensor, want: Tensor, what: str = "tensors") -> None:
+    """Equal shape, dtype and bits; −0 differs from +0, any NaN equals any NaN."""
+    assert got.shape == want.shape and got.dtype == want.dtype, f"{what}: {got.dtype} {list(got.shape)} against {want.dtype} {list(want.shape)}"
+    same = (got == want) & (torch.signbit(got) == torch.signbit(want)) if got.dtype.is_floating_point else got == want
+    same |= got.isnan() & want.isnan()
+    wrong = int((~same).sum())
+    if wrong:
+        where = torch.nonzero(~same)[0].tolist()
+        raise AssertionError(f"{what}: {wrong} of {got.numel()} differ, first at {where}: {got[tuple(where)]} against {want[tuple(where)]}")
+
+
+def assert_sum_close(got: Tensor, terms: Tensor, factor: float, dims: list[int] | None, what: str = "sum") -> None:
+    """`got` is the sum of `terms` times `factor` within the contract's 2⁻²⁰ · Σ|terms|, plus one rounding of the result."""
+    wide = terms.double()
+    want = (wide.sum() if dims is None else wide.sum(dims) if dims else wide) * factor
+    size = (wide.abs().sum() if dims is None else wide.abs().sum(dims) if dims else wide.abs()) * abs(factor)
+    error = (got.double().reshape(want.shape) - want).abs()
+    bound = 2.0**-20 * size + 2.0**-24 * want.abs() + 1e-40
+    both_nan = got.double().reshape(want.shape).isnan() & want.isnan()
+    assert bool(((error <= bound) | both_nan).all()), f"{what}: error {error.max():.3g}, allowed {bound.max():.3g}"
+
+
+def ties(scale: float, qmin: int, qmax: int) -> Tensor:
+    """Every rounding tie (k + ½)·s of the range and beyond, both fp32 neighbours of each, every grid point, and the extremes."""
+    middle = (torch.arange(qmin - 3, qmax + 3, dtype=torch.float64) + 0.5) * scale
+    points = torch.arange(qmin - 3, qmax + 4, dtype=torch.float64) * scale
+    centre = torch.cat([middle, points]).float()
+    near = [centre, torch.nextafter(centre, torch.tensor(torch.inf)), torch.nextafter(centre, torch.tensor(-torch.inf))]
+    edge = torch.tensor([0.0, -0.0, 1e-45, -1e-45, 1e-38, 3e38, -3e38, torch.inf, -torch.inf, torch.nan])
+    return torch.cat([*near, edge])
+
+
+LAYOUTS = ("contiguous", "channels_last", "transposed", "sliced", "expanded")
+
+
+def with_layout(x: Tensor, layout: str) -> Tensor:
+    """A 4-D tensor with the values of `x` (expanded: of its first channel) in another memory layout."""
+    if layout == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "transposed":
+        return x.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
+    if layout == "sliced":
+        wide = torch.zeros(*x.shape[:-1], x.shape[-1] * 2, dtype=x.dtype)
+        wide[..., ::2] = x
+        return wide[..., ::2]
+    return x[:, :1].expand_as(x) if layout == "expanded" else x.contiguous()
+
+
+def eager_lsq(x: Tensor, scale: Tensor, qmin: int, qmax: int, grad_factor: float) -> Tensor:
+    """LSQ written in plain autograd operations, as most training scripts have it: the baseline of the benchmarks."""
+    step = (scale - scale * grad_factor).detach() + scale * grad_factor
+    v = (x / step).clamp(qmin, qmax)
+    return (v + (v.round() - v).detach()) * step
+
+
+def scale_terms(grad_y: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, axis: int | None, semantics: str) -> tuple[Tensor, Tensor]:
+    """The contract's fp32 terms of the scale and zero point gradients, one per element of x."""
+    _, scale_term, zero_point_term = reference.gradient_terms(grad_y, x, scale, zero_point, qmin, qmax, axis, semantics)
+    return scale_term, zero_point_term
