@@ -7,6 +7,8 @@ the family's functions. `pick` is called inside the operator, on real tensors, s
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -34,12 +36,9 @@ def _cpu_reason() -> str | None:
     return NATIVE_REASON
 
 
+@functools.cache
 def _cuda_reason() -> str | None:
-    if NATIVE_REASON:
-        return NATIVE_REASON
-    if not torch.cuda.is_available():
-        return "no CUDA device is visible to torch"
-    return CUDA_NATIVE_REASON
+    return NATIVE_REASON or _load_cuda()
 
 
 def _load_cuda() -> str | None:
@@ -51,10 +50,10 @@ def _load_cuda() -> str | None:
     if not torch.cuda.is_available():
         return "no CUDA device is visible to torch"
     try:
-        importlib.import_module("fastqat._C_cuda")
+        cuda = importlib.import_module("fastqat._C_cuda")
     except ImportError as error:
         return f"fastqat._C_cuda does not load: {error}"
-    return None
+    return cuda.why_not(torch.cuda.current_device()) or None
 
 
 def _triton_reason() -> str | None:
@@ -75,7 +74,6 @@ class Backend:
 
 
 NATIVE_REASON = _load_native()
-CUDA_NATIVE_REASON = _load_cuda() if NATIVE_REASON is None else NATIVE_REASON
 
 # In order of preference; "reference" serves every device.
 BACKENDS: dict[str, Backend] = {
@@ -134,7 +132,10 @@ def pick(op: str, *tensors: torch.Tensor) -> Any:
     if forced is not None:
         reason = _why_not(op, forced, tensors)
         if reason:
-            raise RuntimeError(f"backend {forced!r} was asked for, but it cannot run {op}: {reason}. Remove use_backend() / FASTQAT_BACKEND to let fastqat choose.")
+            raise RuntimeError(
+                f"backend {forced!r} was asked for, but it cannot run {op}: {reason}. "
+                "Remove use_backend() / FASTQAT_BACKEND to let fastqat choose."
+            )
         return _implementations[op][forced]
     for name in BACKENDS:
         if _why_not(op, name, tensors) is None:
