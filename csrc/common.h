@@ -24,8 +24,8 @@ enum class Level { baseline, avx2, avx512 };
 #define FASTQAT_X86_LEVELS 0
 #endif
 
-Level cpu_level();                      // the best level of this CPU, or what set_cpu_level / FASTQAT_CPU_LEVEL says
-void set_cpu_level(const char* name);   // throws for a level that is unknown or that this CPU lacks
+Level cpu_level();                     // the best level of this CPU, or what set_cpu_level / FASTQAT_CPU_LEVEL says
+void set_cpu_level(const char* name);  // throws for a level that is unknown or that this CPU lacks
 const char* level_name(Level level);
 std::string compiled_levels();
 
@@ -54,10 +54,14 @@ struct fp16 {
 template <class F>
 void dispatch_float(ScalarType type, const char* op, F&& f) {
   switch (type) {
-    case ScalarType::Float: return f(float{});
-    case ScalarType::BFloat16: return f(bf16{});
-    case ScalarType::Half: return f(fp16{});
-    default: STD_TORCH_CHECK(false, op, ": the cpu backend takes float32, bfloat16 and float16");
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::BFloat16:
+      return f(bf16{});
+    case ScalarType::Half:
+      return f(fp16{});
+    default:
+      STD_TORCH_CHECK(false, op, ": the cpu backend takes float32, bfloat16 and float16");
   }
 }
 

@@ -48,9 +48,7 @@ Level cpu_level() { return current().load(std::memory_order_relaxed); }
 
 void set_cpu_level(const char* name) { current().store(parse(name), std::memory_order_relaxed); }
 
-const char* level_name(Level level) {
-  return level == Level::avx512 ? "avx512" : level == Level::avx2 ? "avx2" : "baseline";
-}
+const char* level_name(Level level) { return level == Level::avx512 ? "avx512" : level == Level::avx2 ? "avx2" : "baseline"; }
 
 std::string compiled_levels() {
 #if FASTQAT_X86_LEVELS

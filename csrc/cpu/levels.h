@@ -4,16 +4,15 @@
 
 #include "../common.h"
 
-#define FASTQAT_DEFINE_LEVEL(f, level, attribute)                                   \
+#define FASTQAT_DEFINE_LEVEL(f, level, attribute) \
   attribute void f##_##level(const Job& job, int64_t begin, int64_t end) { f(job, begin, end); }
 
 #if FASTQAT_X86_LEVELS
-#define FASTQAT_LEVELS(f)                                                                                          \
-  FASTQAT_DEFINE_LEVEL(f, baseline, )                                                                              \
-  FASTQAT_DEFINE_LEVEL(f, avx2, __attribute__((target("avx2,fma"))))                                               \
+#define FASTQAT_LEVELS(f)                                            \
+  FASTQAT_DEFINE_LEVEL(f, baseline, )                                \
+  FASTQAT_DEFINE_LEVEL(f, avx2, __attribute__((target("avx2,fma")))) \
   FASTQAT_DEFINE_LEVEL(f, avx512, __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))))
-#define FASTQAT_AT_LEVEL(f) \
-  (cpu_level() == Level::avx512 ? f##_avx512 : cpu_level() == Level::avx2 ? f##_avx2 : f##_baseline)
+#define FASTQAT_AT_LEVEL(f) (cpu_level() == Level::avx512 ? f##_avx512 : cpu_level() == Level::avx2 ? f##_avx2 : f##_baseline)
 #else
 #define FASTQAT_LEVELS(f) FASTQAT_DEFINE_LEVEL(f, baseline, )
 #define FASTQAT_AT_LEVEL(f) f##_baseline

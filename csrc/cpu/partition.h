@@ -10,13 +10,13 @@ namespace fastqat {
 // expanded to one value per column; a column is one of channels * inner.
 struct Partition {
   bool by_column;
-  int64_t rows, columns;        // the matrix in storage order
+  int64_t rows, columns;  // the matrix in storage order
   int64_t task_rows, task_columns;
   int64_t row_tasks, column_tasks;
   int64_t tasks() const { return row_tasks * column_tasks; }
 };
 
-constexpr int64_t kShortRun = 32;    // below this, a run is too short for a vector loop of its own
+constexpr int64_t kShortRun = 32;  // below this, a run is too short for a vector loop of its own
 constexpr int64_t kColumnBlock = 512;
 constexpr int64_t kMaxRowTasks = 64;  // bounds the partials of column sums to 64 per scale
 
