@@ -1,7 +1,32 @@
 """fastqat: quantization-aware training that costs what float training costs, on the part of the data that matters."""
 
+from . import methods, nn, selection
 from ._backend import backends, use_backend
+from ._errors import CalibrationError, CheckpointError, DataError, FastqatError, InputError
+from .nn import QConfig, QuantSpec, calibrate, param_groups, quantize, summary
 from .ops.fake_quant.api import fake_quantize, quantize_codes
+from .ops.logit_scores.api import LogitScores, logit_scores
 
 __version__ = "0.1.0"
-__all__ = ["backends", "fake_quantize", "quantize_codes", "use_backend"]
+__all__ = [
+    "CalibrationError",
+    "CheckpointError",
+    "DataError",
+    "FastqatError",
+    "InputError",
+    "LogitScores",
+    "QConfig",
+    "QuantSpec",
+    "backends",
+    "calibrate",
+    "fake_quantize",
+    "logit_scores",
+    "methods",
+    "nn",
+    "param_groups",
+    "quantize",
+    "quantize_codes",
+    "selection",
+    "summary",
+    "use_backend",
+]

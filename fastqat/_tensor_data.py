@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,9 +43,13 @@ class TensorData(Dataset):
             raise DataError(f"a data set needs samples and one label for each; got {len(x)} samples and {len(y)} labels")
         if int(y.min()) < 0:
             raise DataError(f"labels must count from 0; got {int(y.min())}")
-        self.x, self.y = x, y.long()
         moments = channel_moments(x) if mean is None or std is None else (mean, std)
+        self.x, self.y = _channels_inside(x), y.long()
         self.mean, self.std = (m.to(x.device, torch.float32) for m in moments)
+        # One value per element of a sample in memory order: long rows for the inner loops of `normalise`.
+        positions = math.prod(x.shape[2:])
+        spread = torch.Tensor.repeat if x.dim() == 4 else torch.Tensor.repeat_interleave
+        self._mean_row, self._std_row = spread(self.mean, positions), spread(self.std, positions)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -52,19 +57,26 @@ class TensorData(Dataset):
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         return self.normalise(self.x[i][None])[0], self.y[i]
 
+    def raw(self, indices: Tensor) -> Tensor:
+        """Raw values ``[B, C, ...]`` of the samples at `indices`; pictures are channels-last in memory."""
+        if self.x.dim() != 4:
+            return self.x.index_select(0, indices)
+        return self.x.permute(0, 2, 3, 1).index_select(0, indices).permute(0, 3, 1, 2)
+
     def normalise(self, raw: Tensor) -> Tensor:
-        """``(raw − mean) / std``: raw ``[B, C, ...]`` → fp32 of the same shape and memory format."""
-        shape = (1, -1) + (1,) * (raw.dim() - 2)
-        return torch.sub(raw, self.mean.view(shape)).div_(self.std.view(shape))
+        """``(raw − mean) / std``: raw ``[B, C, ...]`` → fp32 of the same shape; pictures are channels-last in memory."""
+        rows = raw.permute(0, 2, 3, 1) if raw.dim() == 4 else raw
+        out = torch.sub(rows.flatten(1), self._mean_row).div_(self._std_row).view(rows.shape)
+        return out.permute(0, 3, 1, 2) if raw.dim() == 4 else out
 
     def batches(self, batch_size: int, indices: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield normalised ``(x, y)`` on this data's device, in the order of `indices` (None: data-set order)."""
         if indices is None:
-            for start in range(0, len(self), batch_size):
-                yield self.normalise(self.x[start : start + batch_size]), self.y[start : start + batch_size]
+            for x, y in zip(self.x.split(batch_size), self.y.split(batch_size), strict=True):
+                yield self.normalise(x), y
             return
         for part in indices.to(self.x.device).split(batch_size):
-            yield self.normalise(self.x[part]), self.y[part]
+            yield self.normalise(self.raw(part)), self.y[part]
 
     def to(self, device: str | torch.device) -> TensorData:
         """The same data on `device`."""
@@ -73,7 +85,12 @@ class TensorData(Dataset):
     def subset(self, indices: Tensor | Sequence[int]) -> TensorData:
         """The samples at `indices`, normalised as the whole."""
         index = torch.as_tensor(indices, dtype=torch.long, device=self.x.device)
-        return TensorData(self.x[index], self.y[index], self.mean, self.std)
+        return TensorData(self.raw(index), self.y[index], self.mean, self.std)
+
+
+def _channels_inside(x: Tensor) -> Tensor:
+    """Pictures ``[N, C, H, W]`` channels-last in memory: a gathered batch then needs no transposition; other shapes as they are."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if x.dim() == 4 else x.contiguous()
 
 
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,35 +106,6 @@ def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
         stds.append(((counts * (values - mean) ** 2).sum() / counts.sum()).sqrt())
     std = torch.stack(stds).float()
     return torch.stack(means).float(), torch.where(std > 0, std, torch.ones_like(std))
-
-
-def subset(self, indices: Tensor | Sequence[int]) -> TensorData:
-        """The samples at `indices`, normalised as the whole."""
-        index = torch.as_tensor(indices, dtype=torch.long, device=self.x.device)
-        return TensorData(self.x[index], self.y[index], self.mean, self.std)
-
-
-def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel of raw values ``[N, C, ...]``, as fp32 ``[C]``; a constant channel has std 1."""
-    means, stds = [], []
-    for channel in x.transpose(0, 1).flatten(1):
-        if x.dtype == torch.uint8:
-            counts, values = torch.bincount(channel, minlength=256).double(), torch.arange(256.0, dtype=torch.float64, device=x.device)
-        else:
-            counts, values = torch.ones(channel.shape, dtype=torch.float64, device=x.device), channel.double()
-        mean = (counts * values).sum() / counts.sum()
-        means.append(mean)
-        stds.append(((counts * (values - mean) ** 2).sum() / counts.sum()).sqrt())
-    std = torch.stack(stds).float()
-    return torch.stack(means).float(), torch.where(std > 0, std, torch.ones_like(std))
-
-
-def labels_of(dataset: Any) -> Tensor:
-    """Labels ``[N]`` of a data set, without reading its samples where it knows them (``.y`` or ``.targets``)."""
-    if isinstance(dataset, Subset):
-        return labels_of(dataset.dataset)[torch.as_tensor(dataset.indices)]
-    known = getattr(dataset, "y", getattr(dataset, "targets", None))
-    return torch.as_tensor(known if known is not None else [int(y) for _, y in dataset], dtype=torch.long).cpu()
 
 
 def subset(dataset: Any, indices: Tensor) -> Any:
@@ -129,9 +117,10 @@ def fingerprint(dataset: Any) -> str:
     """A hash that changes with the content: of the values for `TensorData`, of file names, sizes and labels for folders."""
     digest = hashlib.sha256()
     if isinstance(dataset, TensorData):
-        for tensor in (dataset.x, dataset.y, dataset.mean, dataset.std):
+        memory_order = dataset.x.permute(0, 2, 3, 1) if dataset.x.dim() == 4 else dataset.x
+        for tensor in (memory_order, dataset.y, dataset.mean, dataset.std):
             digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(np.ascontiguousarray(tensor.cpu().numpy()))
+            digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
     elif isinstance(dataset, Subset):
         digest.update((fingerprint(dataset.dataset) + str(list(dataset.indices))).encode())
     else:

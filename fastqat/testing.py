@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import copy
+import math
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .nn.layer import QuantLayer
 from .ops.fake_quant import reference
 
 
@@ -67,3 +72,34 @@ def scale_terms(grad_y: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor | N
     """The contract's fp32 terms of the scale and zero point gradients, one per element of x."""
     _, scale_term, zero_point_term = reference.gradient_terms(grad_y, x, scale, zero_point, qmin, qmax, axis, semantics)
     return scale_term, zero_point_term
+
+
+class EagerLSQLayer(nn.Module):
+    """A quantized Conv2d or Linear the way most training scripts have it: quantize x, quantize w, call torch; autograd keeps all of it."""
+
+    def __init__(self, layer: QuantLayer):
+        super().__init__()
+        self.weight = nn.Parameter(layer.weight.detach().clone())
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
+        self.options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")} if isinstance(layer, nn.Conv2d) else {}
+        for role in ("weight", "activation"):
+            quantizer = getattr(layer, f"{role}_quantizer")
+            setattr(self, f"{role}_scale", None if quantizer is None else nn.Parameter(quantizer.scale.detach().clone()))
+            setattr(self, f"{role}_range", None if quantizer is None else quantizer.qrange())
+
+    def _quantized(self, role: str, values: Tensor, elements: int) -> Tensor:
+        scale, limits = getattr(self, f"{role}_scale"), getattr(self, f"{role}_range")
+        return values if scale is None else eager_lsq(values, scale, *limits, 1 / math.sqrt(elements * limits[1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._quantized("activation", x, x[0].numel())
+        weight = self._quantized("weight", self.weight, self.weight.numel())
+        return F.conv2d(x, weight, self.bias, **self.options) if self.options else F.linear(x, weight, self.bias)
+
+
+def eager_lsq_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model that `fastqat.quantize` made (per tensor, Conv2d and Linear) with every quantized layer an `EagerLSQLayer`."""
+    model = copy.deepcopy(model)
+    for path, layer in [(path, layer) for path, layer in model.named_modules() if isinstance(layer, QuantLayer)]:
+        setattr(model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], EagerLSQLayer(layer))
+    return model

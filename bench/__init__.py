@@ -1,0 +1,1 @@
+"""Benchmarks as data: `fastqat bench` and ``pytest bench`` measure the same cases and write the same rows."""

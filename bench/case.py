@@ -1,0 +1,107 @@
+"""What a benchmark is: data. Nothing here runs anything."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+Size = Literal["full", "quick", "small"]
+Results = Mapping[str, Tensor]
+
+
+def _holds_nothing() -> Iterable[Tensor]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Work:
+    """One thing to time: `call` does it once and returns its results by name; `holds` lists what stays allocated between calls."""
+
+    call: Callable[[], Results]
+    holds: Callable[[], Iterable[Tensor]] = _holds_nothing
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to do the work of a case.
+
+    Args:
+        name: as it stands in the table.
+        make: inputs of the case → `Work`; may build, compile and warm up, none of which is timed.
+        reason: None when it can run here, else why not.
+        agrees: names of results that must equal the candidate's; None for all, () where it does other work (a copy, a float step).
+    """
+
+    name: str
+    make: Callable[[Any], Work]
+    reason: Callable[[], str | None] = lambda: None
+    agrees: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Time (or peak bytes) of the candidate over that of `peer` must be at most `ratio`."""
+
+    peer: str
+    ratio: float
+    measure: Literal["time", "memory"] = "time"
+
+    @property
+    def text(self) -> str:
+        """The goal in words, to stand beside the peer's name."""
+        if self.measure == "memory":
+            return f"≤ {self.ratio:g} × its peak bytes"
+        return f"≤ {self.ratio:g} × its time" if self.ratio >= 1 else f"≥ {1 / self.ratio:g} × faster"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One benchmark: the candidate is fastqat's public function, the peers do the same work otherwise.
+
+    Args:
+        name: ``op/variant``; `fastqat bench --filter` looks for a part of it.
+        about: what is measured, in a line.
+        setup: size → inputs. ``"full"`` for the record, ``"quick"`` for a minute in all, ``"small"`` for the tests of agreement.
+        candidate, peers: the contenders; each gets the same inputs.
+        moved: inputs → bytes that must cross the memory bus at least once (reads and writes); None where that says nothing.
+        flops: inputs → floating point operations; None where memory decides.
+        goals: what must hold between the candidate and a peer.
+        quick: part of ``--quick``.
+        tolerance: largest relative root mean square difference between contenders that agree.
+    """
+
+    name: str
+    about: str
+    setup: Callable[[Size], Any]
+    candidate: Contender
+    peers: tuple[Contender, ...]
+    moved: Callable[[Any], int] | None = None
+    flops: Callable[[Any], int] | None = None
+    goals: tuple[Goal, ...] = ()
+    quick: bool = True
+    tolerance: float = 1e-5
+
+    @property
+    def contenders(self) -> tuple[Contender, ...]:
+        """The candidate, then its peers."""
+        return (self.candidate, *self.peers)
+
+
+def needs_package(name: str) -> Callable[[], str | None]:
+    """Reason for a peer from another package: None when it is installed."""
+    return lambda: None if importlib.util.find_spec(name) is not None else f"{name} is not installed"
+
+
+def needs_compiler() -> str | None:
+    """Reason for a peer under torch.compile on a CPU: None when a C++ compiler is there."""
+    return None if any(map(shutil.which, ("c++", "g++", "clang++"))) else "torch.compile needs a C++ compiler on PATH"
+
+
+def never(reason: str) -> Callable[[], str | None]:
+    """Reason for a peer that cannot do this variant at all; the table says so instead of leaving it out."""
+    return lambda: reason

@@ -1,0 +1,64 @@
+"""Facts about machine and versions that every row carries."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+
+import torch
+
+from fastqat.train.outcome import source_commit
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and with what a run was made."""
+
+    time: str
+    commit: str
+    fastqat: str
+    torch: str
+    triton: str
+    python: str
+    system: str
+    cpu: str
+    cpu_level: str
+    threads: int
+
+
+def this_machine() -> Machine:
+    """The facts of this process, now."""
+    return Machine(
+        time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        commit=source_commit() or "",
+        fastqat=_version("fastqat") or "source",
+        torch=torch.__version__,
+        triton=_version("triton"),
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        cpu=_cpu_model(),
+        cpu_level=torch.backends.cpu.get_cpu_capability(),
+        threads=torch.get_num_threads(),
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _cpu_model() -> str:
+    """The processor's name; Linux tells it in /proc/cpuinfo, other systems through `platform`."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                key, _, value = line.partition(":")
+                if key.strip() in ("model name", "Model", "Hardware"):
+                    return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"

@@ -1,0 +1,54 @@
+"""Measuring a case: every contender that can run here, interleaved, then the peak memory of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .case import Case, Contender, Size, Work
+from .memory import held_bytes, peak_bytes
+from .rows import Measured, Row, rows_of
+from .timing import interleaved
+
+# seconds and least rounds per case
+EFFORT: dict[Size, tuple[float, int]] = {"full": (12.0, 21), "quick": (1.5, 5), "small": (0.0, 1)}
+
+
+def prepare(case: Case, inputs: object) -> tuple[dict[str, Work], dict[str, str]]:
+    """Make the contenders and run each once: (works by name, reasons of those that cannot run here).
+
+    A peer that fails is absent with its error as the reason; an error of the candidate is raised.
+    """
+    works: dict[str, Work] = {}
+    absent: dict[str, str] = {}
+    for contender in case.contenders:
+        reason = contender.reason()
+        if reason is None:
+            reason = _start(contender, inputs, works, may_fail=contender is not case.candidate)
+        if reason is not None:
+            absent[contender.name] = reason
+    return works, absent
+
+
+def _start(contender: Contender, inputs: object, works: dict[str, Work], *, may_fail: bool) -> str | None:
+    try:
+        work = contender.make(inputs)
+        work.call()
+    except Exception as error:
+        if not may_fail:
+            raise
+        return f"fails here: {type(error).__name__}: {' '.join(str(error).split())[:150]}"
+    works[contender.name] = work
+    return None
+
+
+def measure(case: Case, size: Size, said: Callable[[str], None] = lambda _: None) -> list[Row]:
+    """The rows of one case."""
+    inputs = case.setup(size)
+    said("preparing")
+    works, absent = prepare(case, inputs)
+    said("timing")
+    budget, least = EFFORT[size]
+    times = interleaved({name: work.call for name, work in works.items()}, budget=budget, least_rounds=least)
+    said("memory")
+    measured = {name: Measured(times[name], peak_bytes(work.call, held_bytes(work.holds()))) for name, work in works.items()}
+    return rows_of(case, inputs, size, "bench", measured, absent)

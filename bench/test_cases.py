@@ -1,0 +1,65 @@
+"""Every case under pytest-benchmark: first that the contenders agree on a small input, then their times."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from .agreement import disagreements
+from .case import Case, Contender, Size
+from .measure import EFFORT
+from .memory import held_bytes, peak_bytes
+from .registry import CASES
+from .rows import Measured
+
+PAIRS = [pytest.param(case, contender, id=f"{case.name}-{contender.name}") for case in CASES for contender in case.contenders]
+
+
+@functools.lru_cache(maxsize=1)
+def inputs_of(name: str, size: Size) -> Any:
+    """The inputs of the case in progress; the last one's are freed."""
+    return next(case for case in CASES if case.name == name).setup(size)
+
+
+def _skip_if_absent(contender: Contender) -> None:
+    reason = contender.reason()
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize(("case", "contender"), PAIRS)
+def test_agreement(case: Case, contender: Contender) -> None:
+    _skip_if_absent(contender)
+    ours = case.candidate.make(case.setup("small")).call()
+    assert disagreements(case, contender, ours, contender.make(case.setup("small")).call()) == []
+
+
+@pytest.mark.parametrize(("case", "contender"), PAIRS)
+def test_speed(case: Case, contender: Contender, benchmark: Any, collected: Any, pytestconfig: pytest.Config) -> None:
+    size: Size = "full" if pytestconfig.getoption("--bench-full") else "quick"
+    if size == "quick" and not case.quick:
+        pytest.skip("not part of the quick cases; run with --bench-full")
+    inputs = inputs_of(case.name, size)
+    measured, absent = collected.of(case, inputs, size)
+    reason = contender.reason()
+    if reason is not None:
+        absent[contender.name] = reason
+        pytest.skip(reason)
+    work = contender.make(inputs)
+    work.call()
+    benchmark.group = case.name
+    budget, least = EFFORT[size]
+    benchmark.pedantic(work.call, rounds=_rounds(work.call, budget / len(case.contenders), least), warmup_rounds=1)
+    measured[contender.name] = Measured(np.array(benchmark.stats.stats.data), peak_bytes(work.call, held_bytes(work.holds())))
+    assert measured[contender.name].seconds.min() > 0
+
+
+def _rounds(call: Any, budget: float, least: int) -> int:
+    """As many rounds as fit into `budget` seconds, from `least` to a thousand."""
+    start = time.perf_counter()
+    call()
+    return max(least, min(1000, int(budget / (time.perf_counter() - start))))

@@ -1,0 +1,162 @@
+// Every per-sample score that needs only logits, on the CPU: one row at a time, read from memory once, then worked on in the cache.
+// See logit_rows.h for the sums over a row; here they become scores, in fp64.
+#include <torch/csrc/stable/library.h>
+
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "levels.h"
+#include "logit_rows.h"
+
+namespace fastqat {
+namespace {
+
+struct Job {
+  LogitMatrix logits, teacher;
+  const int64_t* targets;
+  float *loss, *evs, *entropy, *confidence, *margin, *ds, *res, *kd;
+  bool* correct;
+  std::atomic<int64_t>* first_bad_target;
+  int64_t classes;
+};
+
+// Four padded rows on 64-byte boundaries, one set per call of a worker.
+struct Scratch {
+  explicit Scratch(int64_t classes) : groups(ceil_div(classes, kLanes)), memory(static_cast<size_t>((4 * groups + 1) * kLanes)) {
+    const auto address = reinterpret_cast<uintptr_t>(memory.data());
+    float* const base = memory.data() + (64 - address % 64) % 64 / sizeof(float);
+    const int64_t padded = groups * kLanes;
+    student = {base, base + padded, 0, 0};
+    teacher = {base + 2 * padded, base + 3 * padded, 0, 0};
+  }
+  int64_t groups;
+  std::vector<float> memory;
+  LogitRow student, teacher;
+};
+
+// Whether the target is the prediction: the first of the classes that share the top.
+bool is_first_top(const LogitRow& row, double ties, int64_t target) {
+  if (row.logits[target] != row.top) return false;
+  int64_t first = ties > 1 ? 0 : target;
+  while (row.logits[first] != row.top) ++first;
+  return first == target;
+}
+
+void note_bad_target(const Job& job, int64_t i) {
+  int64_t first = job.first_bad_target->load();
+  while (i < first && !job.first_bad_target->compare_exchange_weak(first, i)) {
+  }
+}
+
+// Error vector: (sum of p_j)^2 + sum of p_j^2 over j != target. Where the target is not on top, one of the others is, with e = 1, so
+// that taking e of the target out of the sums cancels nothing.
+void finish_target(const Job& job, const LogitRow& row, const StudentSums& sums, int64_t i) {
+  const int64_t target = job.targets[i];
+  if (target < 0 || target >= job.classes) {
+    note_bad_target(job, i);
+    job.loss[i] = job.evs[i] = std::numeric_limits<float>::quiet_NaN();
+    job.correct[i] = false;
+    return;
+  }
+  const double d = static_cast<double>(row.logits[target]) - row.top, e = std::exp(d);
+  const bool on_top = d == 0;
+  const double others = sums.rest + (on_top ? sums.ties - 1 : sums.ties - e);
+  const double others_sq = sums.rest_sq + (on_top ? sums.ties - 1 : sums.ties - e * e);
+  job.loss[i] = static_cast<float>(sums.log_total - d);
+  job.evs[i] = static_cast<float>(std::sqrt(others * others + others_sq) / sums.total);
+  job.correct[i] = sums.total == sums.total && is_first_top(row, sums.ties, target);
+}
+
+void finish_student(const Job& job, const LogitRow& row, const StudentSums& sums, int64_t i) {
+  const double total = sums.total;
+  job.entropy[i] = static_cast<float>(sums.log_total - sums.weighted / total);
+  job.confidence[i] = static_cast<float>(1 / total);
+  job.margin[i] = static_cast<float>(-std::expm1(static_cast<double>(row.second) - row.top) / total);
+}
+
+void finish_teacher(const Job& job, const StudentSums& student, const TeacherSums& teacher, const Agreement& sums, double ds_sq,
+                    int64_t i) {
+  job.ds[i] = static_cast<float>(ds_sq < 0 ? 0.0 : std::sqrt(ds_sq));
+  job.res[i] = static_cast<float>(sums.divergence < 0 ? 0.0 : sums.divergence);
+  job.kd[i] = static_cast<float>(student.log_total - teacher.cross / teacher.total);
+}
+
+// The normalisers are fp32-accurate. Where student and teacher agree so closely that this shows, sum(p - t) tells by how much log p is
+// off, and the comparison runs once more.
+FASTQAT_INLINE void compare_rows(const Job& job, const LogitRow& student, const LogitRow& teacher, const StudentSums& student_sums,
+                                 const TeacherSums& teacher_sums, int64_t groups, int64_t i) {
+  const double total = student_sums.total, p_sq = (student_sums.ties + student_sums.rest_sq) / (total * total);
+  const float to_p = static_cast<float>(1 / total), to_t = static_cast<float>(1 / teacher_sums.total);
+  double shift = static_cast<double>(student.top) - teacher.top + std::log(total / teacher_sums.total), ds_sq = 0;
+  Agreement sums{};
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    sums = add_agreement(student, teacher, to_p, to_t, shift, groups);
+    ds_sq = sums.corrected_sq(p_sq);
+    if (!(ds_sq < 0.01 * sums.difference_sq)) break;
+    shift += std::log1p(sums.difference);
+  }
+  finish_teacher(job, student_sums, teacher_sums, sums, ds_sq, i);
+}
+
+FASTQAT_INLINE void score_rows(const Job& job, int64_t begin, int64_t end) {
+  Scratch scratch(job.classes);
+  LogitRow &student = scratch.student, &teacher = scratch.teacher;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t next = i + 1 < end ? i + 1 : i;
+    load_row(job.logits, i, job.classes, student);
+    const StudentSums sums = add_exponents(student, job.logits.row(next), job.logits.group_bytes(), scratch.groups);
+    finish_student(job, student, sums, i);
+    if (job.targets) finish_target(job, student, sums, i);
+    if (!job.teacher.data) continue;
+    load_row(job.teacher, i, job.classes, teacher);
+    const char* const next_row = job.teacher.row(next);
+    const TeacherSums teacher_sums = add_exponents(teacher, student, next_row, job.teacher.group_bytes(), scratch.groups);
+    compare_rows(job, student, teacher, sums, teacher_sums, scratch.groups, i);
+  }
+}
+
+FASTQAT_LEVELS(score_rows)
+
+LogitMatrix as_matrix(const std::optional<Tensor>& t) {
+  if (!t) return {};
+  const int64_t item_bytes = t->scalar_type() == ScalarType::Float ? 4 : 2;
+  return {static_cast<const char*>(t->data_ptr()), t->stride(0) * item_bytes, item_bytes, t->scalar_type()};
+}
+
+template <class T>
+T* data_or_null(const std::optional<Tensor>& t) {
+  return t ? data<T>(*t) : nullptr;
+}
+
+// Rows with contiguous classes, any row stride. first_bad_target holds the number of rows, or gets the first row whose target is none.
+void logit_scores_cpu(Tensor logits, std::optional<Tensor> targets, std::optional<Tensor> teacher, std::optional<Tensor> loss,
+                      std::optional<Tensor> evs, std::optional<Tensor> correct, Tensor entropy, Tensor confidence, Tensor margin,
+                      std::optional<Tensor> ds, std::optional<Tensor> res, std::optional<Tensor> kd, Tensor first_bad_target) {
+  Job job{};
+  job.logits = as_matrix(logits);
+  job.teacher = as_matrix(teacher);
+  job.targets = data_or_null<const int64_t>(targets);
+  job.loss = data_or_null<float>(loss);
+  job.evs = data_or_null<float>(evs);
+  job.correct = data_or_null<bool>(correct);
+  job.entropy = data<float>(entropy);
+  job.confidence = data<float>(confidence);
+  job.margin = data<float>(margin);
+  job.ds = data_or_null<float>(ds);
+  job.res = data_or_null<float>(res);
+  job.kd = data_or_null<float>(kd);
+  job.classes = logits.size(1);
+  std::atomic<int64_t> first_bad{logits.size(0)};
+  job.first_bad_target = &first_bad;
+  const auto loops = FASTQAT_AT_LEVEL(score_rows);
+  const int64_t grain = ceil_div(kChunk, job.classes);
+  torch::stable::parallel_for(0, logits.size(0), grain, [&](int64_t begin, int64_t end) { loops(job, begin, end); });
+  *data<int64_t>(first_bad_target) = first_bad.load();
+}
+
+}  // namespace
+}  // namespace fastqat
+
+STABLE_TORCH_LIBRARY_IMPL(fastqat_native, CPU, m) { m.impl("logit_scores", TORCH_BOX(&fastqat::logit_scores_cpu)); }

@@ -1,0 +1,226 @@
+"""The command line: every command is a dataclass of flags and one call into the package."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from fastqat._errors import FastqatError, InputError
+from fastqat.train.config import TrainConfig, TrainFlags
+from fastqat.train.folder import saved_config
+
+EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+
+
+@dataclass(frozen=True)
+class ScoreArgs:
+    """Score every sample of a data set with the model of a run, and save the table."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run directory, such as runs/NAME."""
+    scores: tuple[str, ...] = ("evs", "ds")
+    """Names of scores: evs, ds, res, entropy, confidence, margin, loss, ..."""
+    data: str | None = None
+    """Data set; default: the run's own."""
+    split: Literal["train", "test"] = "train"
+    """Which part of it."""
+    checkpoint: Path | None = None
+    """Checkpoint; default: the run's best."""
+    output: Path | None = None
+    """File of the table; default: RUN/scores_SPLIT.safetensors."""
+    device: str = "auto"
+    """auto (cuda where there is one), cpu, cuda, ..."""
+    progress: bool = True
+    """Show a progress bar on a terminal."""
+
+
+@dataclass(frozen=True)
+class ReportArgs:
+    """Write the report of a run, or one page that compares several."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run directories, such as runs/NAME."""
+    output: Path = Path("comparison.html")
+    """Page that compares several runs."""
+
+
+@dataclass(frozen=True)
+class DemoArgs:
+    """Digits, W2A32: all data, a random tenth, the tenth that ACS picks; a table and a page that compares them."""
+
+    runs: Path = Path("runs/demo")
+    """Folder of the run directories; runs of an earlier demo in it are replaced."""
+    seed: int = 0
+    """Seed of everything."""
+    threads: int | None = None
+    """CPU threads; default: torch's."""
+
+
+@dataclass(frozen=True)
+class InfoArgs:
+    """Say what is installed, what was built, and which backend serves which op."""
+
+
+def train_command(config: TrainConfig) -> None:
+    """``fastqat train``."""
+    from fastqat.train.run import train
+    from fastqat.train.table import print_summary
+
+    print_summary(train(config, say=_say))
+
+
+def score_command(args: ScoreArgs) -> None:
+    """``fastqat score``."""
+    from fastqat.train.score import score_run
+    from fastqat.train.table import print_table
+
+    place = {"device": args.device, "progress": args.progress}
+    table = score_run(args.run, args.scores, data=args.data, split=args.split, checkpoint=args.checkpoint, **place)  # type: ignore[arg-type]
+    output = args.output or args.run / f"scores_{args.split}.safetensors"
+    table.save(output)
+    rows = [(name, *(f"{table[name].quantile(q):.4f}" for q in (0.0, 0.5, 1.0)), f"{table[name].mean():.4f}") for name in table]
+    print_table(("score", "least", "median", "most", "mean"), rows, f"{table.num_samples:,} samples")
+    _say(f"saved: {output}")
+
+
+def report_command(args: ReportArgs) -> None:
+    """``fastqat report``."""
+    from fastqat.train.report import comparison_lines, write_comparison, write_report
+    from fastqat.train.table import print_table
+
+    if not args.runs:
+        raise InputError("report needs a run directory, such as runs/NAME")
+    if len(args.runs) == 1:
+        _say(str(write_report(args.runs[0])))
+        return
+    header, *rows = comparison_lines(args.runs)
+    print_table(header, rows)
+    _say(str(write_comparison(args.runs, args.output)))
+
+
+def demo_command(args: DemoArgs) -> None:
+    """``fastqat demo``."""
+    from fastqat.train.demo import demo
+
+    demo(args.runs, args.seed, args.threads, say=_say)
+
+
+def bench_command(args: Any) -> None:
+    """``fastqat bench``."""
+    from fastqat._bench.run import main as bench
+
+    bench(**vars(args))
+
+
+def info_command(args: InfoArgs) -> None:
+    """``fastqat info``."""
+    from fastqat._info import info_text
+
+    _say(info_text())
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _parse_train(argv: Sequence[str]) -> TrainConfig:
+    """Flags over the settings of ``--config``, or over those of the run that ``--resume --name`` names, over the defaults."""
+    default = TrainConfig()
+    config, name = _value_of(argv, "--config"), _value_of(argv, "--name")
+    if config is not None:
+        default = TrainConfig.from_yaml(Path(config))
+    elif "--resume" in argv and name is not None:
+        default = saved_config(Path(_value_of(argv, "--runs") or default.runs) / name) or default
+    default = replace(default, resume=False, overwrite=False)
+    flags = tyro.cli(TrainFlags, prog="fastqat train", args=list(argv), default=TrainFlags(**vars(default)))
+    return TrainConfig(**vars(flags))
+
+
+def _value_of(argv: Sequence[str], flag: str) -> str | None:
+    """The value of ``--flag VALUE`` or ``--flag=VALUE``, read before the real parsing."""
+    for i, word in enumerate(argv):
+        if word == flag and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(flag + "="):
+            return word.partition("=")[2]
+    return None
+
+
+def _parser(kind: Any, name: str) -> Callable[[Sequence[str]], Any]:
+    return lambda argv: tyro.cli(kind, prog=f"fastqat {name}", args=list(argv))
+
+
+def _parse_bench(argv: Sequence[str]) -> Any:
+    from fastqat._bench.run import BenchArgs
+
+    return tyro.cli(BenchArgs, prog="fastqat bench", args=list(argv))
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: reads its arguments, does it, and what ``fastqat --help`` says about it."""
+
+    parse: Callable[[Sequence[str]], Any]
+    run: Callable[[Any], None]
+    about: str
+
+
+COMMANDS: dict[str, Command] = {
+    "train": Command(_parse_train, train_command, "train a quantized network on a chosen part of the data"),
+    "score": Command(_parser(ScoreArgs, "score"), score_command, "score every sample of a data set with the model of a run"),
+    "report": Command(_parser(ReportArgs, "report"), report_command, "write the report of a run, or compare several"),
+    "demo": Command(_parser(DemoArgs, "demo"), demo_command, "digits in a minute or two: all data, a random tenth, the ACS tenth"),
+    "bench": Command(_parse_bench, bench_command, "measure speed and memory against a copy and other packages"),
+    "info": Command(_parser(InfoArgs, "info"), info_command, "what is installed, built and available"),
+}
+
+
+def usage() -> str:
+    """What ``fastqat --help`` prints."""
+    lines = (f"  {name:<8}{command.about}" for name, command in COMMANDS.items())
+    return "\n".join(["usage: fastqat COMMAND [flags]", "", *lines, "", "fastqat COMMAND --help explains its flags."])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for an error that the user can mend, 130 after Ctrl-C.
+
+    ``FASTQAT_DEBUG=1`` shows the traceback of an error.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        _say(usage())
+        return 0 if argv else EXIT_ERROR
+    if argv[0] not in COMMANDS:
+        print(f"error: unknown command {argv[0]!r}; accepted: {', '.join(COMMANDS)}", file=sys.stderr)
+        return EXIT_ERROR
+    return _run(COMMANDS[argv[0]], argv[1:])
+
+
+def _run(command: Command, argv: Sequence[str]) -> int:
+    args = None
+    try:
+        args = command.parse(argv)
+        command.run(args)
+    except KeyboardInterrupt:
+        print(f"interrupted{_how_to_resume(args)}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except (FastqatError, ValueError, TypeError, OSError) as error:
+        if os.environ.get("FASTQAT_DEBUG", "0") not in ("", "0"):
+            traceback.print_exc()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_ERROR
+    return 0
+
+
+def _how_to_resume(args: Any) -> str:
+    if not isinstance(args, TrainConfig):
+        return ""
+    runs = "" if args.runs == TrainConfig().runs else f" --runs {args.runs}"
+    return f"; go on with: fastqat train --resume --name {args.run_name}{runs}"

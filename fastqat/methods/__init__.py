@@ -1,0 +1,5 @@
+"""The papers, one file each."""
+
+from fastqat.methods.acs import ACS
+
+__all__ = ["ACS"]

@@ -1,0 +1,86 @@
+"""What every quantized layer shares: its two quantizers, their life cycle, and autocast."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.quant_layer.api import QuantArgs
+from ..quantizers import Quantizer, QuantSpec, make_quantizer
+
+
+class Quantizers(NamedTuple):
+    """The two quantizers of a layer; None means float."""
+
+    weight: Quantizer | None
+    activation: Quantizer | None
+
+
+class QuantLayer(nn.Module):
+    """Mixin in front of a torch.nn layer: quantizes its weight and its input.
+
+    A float checkpoint loads strictly: the quantizers' entries are never missing, and the weight's scale is found anew.
+    """
+
+    activation_axis: ClassVar[int]
+    channels_attribute: ClassVar[str]
+
+    weight: Tensor
+    weight_quantizer: Quantizer | None
+    activation_quantizer: Quantizer | None
+
+    def __init__(self, *args: Any, weight: QuantSpec | None = None, activation: QuantSpec | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.weight_quantizer, self.activation_quantizer = self.build_quantizers(self, weight, activation)
+
+    @classmethod
+    def build_quantizers(cls, layer: nn.Module, weight: QuantSpec | None, activation: QuantSpec | None, name: str = "") -> Quantizers:
+        """Quantizers for `layer`, a plain torch layer too, on its device and in its mode; the weight's is initialised.
+
+        Raises:
+            InputError (a ValueError): the weight is empty or not finite; the message has `name`.
+        """
+        values: Tensor = layer.weight  # type: ignore[assignment]
+        quantizers = Quantizers(
+            None if weight is None else make_quantizer(weight, "weight", channels=values.shape[0], axis=0),
+            None
+            if activation is None
+            else make_quantizer(activation, "activation", channels=getattr(layer, cls.channels_attribute), axis=cls.activation_axis),
+        )
+        for quantizer in quantizers:
+            if quantizer is not None:
+                quantizer.layer = name
+                quantizer.to(values.device).train(layer.training)
+        if quantizers.weight is not None:
+            quantizers.weight.initialise_from(values)
+        return quantizers
+
+    @classmethod
+    def adopt(cls, layer: nn.Module, quantizers: Quantizers) -> None:
+        """Turn the torch layer into this class in place: parameters, hooks, and every reference to it stay what they are."""
+        layer.__class__ = cls
+        for role, quantizer in quantizers._asdict().items():
+            setattr(layer, f"{role}_quantizer", quantizer)
+
+    def quant_args(self, x: Tensor) -> tuple[QuantArgs | None, QuantArgs | None]:
+        """What the op needs for x and for the weight; None for what stays float."""
+        x_quant = None if self.activation_quantizer is None else self.activation_quantizer.args(x)
+        w_quant = None if self.weight_quantizer is None else self.weight_quantizer.args(self.weight)
+        return x_quant, w_quant
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        quantizer = self.weight_quantizer
+        if quantizer is not None and prefix + "weight" in state_dict and prefix + "weight_quantizer.scale" not in state_dict:
+            quantizer.layer = quantizer.layer or prefix.rstrip(".")
+            quantizer.initialise_from(self.weight)
+
+
+def autocast_input(x: Tensor) -> Tensor:
+    """x in the dtype of the autocast region it is used in, as torch casts the input of a float layer."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or not x.is_floating_point() or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(device))

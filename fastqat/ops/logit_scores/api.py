@@ -1,0 +1,110 @@
+"""Public per-sample scores: validation and documentation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..._errors import InputError
+from . import op
+from .reference import field_names
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class LogitScores(NamedTuple):
+    """One ``[N]`` tensor per score, None where the input that it needs was not given; see `logit_scores`."""
+
+    loss: Tensor | None = None
+    evs: Tensor | None = None
+    correct: Tensor | None = None
+    entropy: Tensor | None = None
+    confidence: Tensor | None = None
+    margin: Tensor | None = None
+    ds: Tensor | None = None
+    res: Tensor | None = None
+    kd: Tensor | None = None
+
+
+def _check_logits(name: str, logits: Tensor) -> None:
+    if logits.dim() != 2 or logits.shape[1] == 0:
+        raise InputError(f"{name} has shape {list(logits.shape)}; accepted: [samples, classes] with at least one class")
+    if logits.dtype not in _DTYPES:
+        raise InputError(f"{name} is {logits.dtype}; accepted: float32, bfloat16, float16, float64: use {name}.float()")
+
+
+def _check(logits: Tensor, targets: Tensor | None, teacher_logits: Tensor | None) -> None:
+    _check_logits("logits", logits)
+    if targets is not None:
+        if targets.dtype != torch.int64:
+            raise InputError(f"targets is {targets.dtype}; accepted: int64 class indices: use targets.long()")
+        if targets.shape != logits.shape[:1]:
+            raise InputError(f"targets has shape {list(targets.shape)}; accepted: [{logits.shape[0]}], one class index per row of logits")
+    if teacher_logits is not None:
+        _check_logits("teacher_logits", teacher_logits)
+        if teacher_logits.shape != logits.shape:
+            raise InputError(
+                f"teacher_logits has shape {list(teacher_logits.shape)} and logits {list(logits.shape)}; accepted: equal shapes, "
+                "the same samples and the same classes"
+            )
+    for name, other in (("targets", targets), ("teacher_logits", teacher_logits)):
+        if other is not None and other.device != logits.device:
+            raise InputError(f"{name} is on {other.device} and logits on {logits.device}; move both to one device")
+
+
+def logit_scores(logits: Tensor, targets: Tensor | None = None, teacher_logits: Tensor | None = None) -> LogitScores:
+    r"""Score every sample by its logits: how hard, how uncertain, how far from the teacher, all in one read of memory.
+
+    With p = softmax(logits), t = softmax(teacher_logits), both at temperature 1, and y the target class:
+
+    ==========  =========  ======================================================================
+    score       needs      formula
+    ==========  =========  ======================================================================
+    loss        targets    −log p_y, the cross-entropy
+    evs         targets    ‖p − onehot(y)‖₂, the error vector score of ACS (EL2N)
+    correct     targets    argmax p = y (the first of equal maxima), bool
+    entropy     logits     −Σ p log p
+    confidence  logits     max p
+    margin      logits     largest p − second largest p (1 for a single class)
+    ds          teacher    ‖p − t‖₂, the disagreement score of ACS
+    res         teacher    KL(p ‖ t) = Σ p log(p / t), the relative entropy score of QuaRC
+    kd          teacher    −Σ t log p, the distillation loss
+    ==========  =========  ======================================================================
+
+    Nothing is averaged: one value per sample, natural logarithms. The scores are detached; no gradient flows through them.
+
+    Error at most 1e-5 of the value + 1e-12, for logits up to ±1e4 and up to 100 000 classes, near agreement with the teacher and near
+    certainty too: evs is √((Σ_{j≠y} p_j)² + Σ_{j≠y} p_j²), never built from 1 − p_y. On the CPU the bits depend neither on the number
+    of threads nor on the instruction set. Classes may be masked with −inf. A row that holds NaN or +inf, or nothing but −inf,
+    gets NaN scores and ``correct = False``; nothing is raised.
+
+    Args:
+        logits: ``[N, C]``, C ≥ 1; float32, bfloat16, float16 (float64 on the reference backend). Rows at any stride are read in place;
+            classes that are not contiguous cost one copy.
+        targets: ``[N]`` int64 in ``[0, C)``. On another device than the CPU checking them waits for the device.
+        teacher_logits: like `logits`, of any of these dtypes.
+
+    Returns:
+        LogitScores: named tuple of ``[N]`` tensors, float32 (float64 for float64 logits), None where the input was not given.
+
+    Raises:
+        InputError: shape, dtype or device not as above, or a target outside ``[0, C)`` (names the first such row).
+
+    Source: evs, ds: Huang et al., ACS, TMLR 2024 (arXiv 2306.07215); evs also Paul et al. 2021 (EL2N); res: Tong et al.,
+    QuaRC, 2025 (arXiv 2507.17768).
+
+    Example:
+        >>> import torch, fastqat as fq
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+        >>> scores = fq.logit_scores(logits, torch.tensor([0, 1]), teacher_logits=torch.zeros(2, 2))
+        >>> scores.evs, scores.ds
+        (tensor([0.1686, 0.7071]), tensor([0.5386, 0.0000]))
+        >>> fq.logit_scores(logits).loss is None
+        True
+    """
+    _check(logits, targets, teacher_logits)
+    names = field_names(targets is not None, teacher_logits is not None)
+    detached = None if teacher_logits is None else teacher_logits.detach()
+    return LogitScores(**dict(zip(names, op.logit_scores(logits.detach(), targets, detached), strict=True)))

@@ -1,0 +1,9 @@
+"""Quantizers: one registered file each; `list_quantizers` names them."""
+
+from .base import SCALE_FLOOR, Quantizer
+from .lsq import LSQ
+from .minmax import MinMax
+from .registry import list_quantizers, make_quantizer, register_quantizer
+from .spec import QuantSpec
+
+__all__ = ["LSQ", "SCALE_FLOOR", "MinMax", "QuantSpec", "Quantizer", "list_quantizers", "make_quantizer", "register_quantizer"]

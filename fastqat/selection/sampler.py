@@ -1,0 +1,143 @@
+"""Feed a selection to a data loader: `CoresetSampler`, and `IndexedDataset` for loops that need to know which sample is which."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from fastqat._errors import InputError
+from fastqat.selection.seeding import Stream, generator_for
+
+
+class CoresetSampler(Sampler[int]):
+    """Indices of the selected samples, shuffled anew each epoch: ``DataLoader(dataset, batch_size, sampler=sampler)``.
+
+    The order is a pure function of ``(seed, epoch)``. With several processes every rank takes each `num_replicas`-th index of that
+    order, and all ranks get the same number of samples: ⌈n / num_replicas⌉, the last ones repeated from the start of the order.
+
+    Args:
+        indices: int64 ``[n]``, positions in the data set; None until `set_indices` is called.
+        weights: ``[n]``, the loss weight of each of `indices`, or None; `loss_weights` looks them up.
+        shuffle: False keeps the order of `indices`.
+        seed: of the shuffling.
+        num_replicas, rank: number of processes and which one this is.
+
+    Raises:
+        InputError: no or repeated shape, negative index, weights of another length, rank outside ``[0, num_replicas)``.
+
+    Example:
+        >>> sampler = CoresetSampler([4, 8, 15, 16], seed=1)
+        >>> sampler.begin_epoch(0); first = list(sampler)
+        >>> sampler.begin_epoch(1); second = list(sampler)
+        >>> sorted(first) == sorted(second) == [4, 8, 15, 16]
+        True
+    """
+
+    def __init__(
+        self,
+        indices: Tensor | Sequence[int] | None,
+        *,
+        weights: Tensor | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ):
+        if num_replicas < 1 or not 0 <= rank < num_replicas:
+            raise InputError(f"rank must be in [0, num_replicas); got rank {rank} of {num_replicas}")
+        if seed < 0:
+            raise InputError(f"seed must be ≥ 0; got {seed}")
+        self.shuffle, self.seed, self.epoch = shuffle, seed, 0
+        self.num_replicas, self.rank = num_replicas, rank
+        self.indices: Tensor | None = None
+        self.weights: Tensor | None = None
+        if indices is not None:
+            self.set_indices(indices, weights)
+
+    def set_indices(self, indices: Tensor | Sequence[int], weights: Tensor | None = None) -> None:
+        """Replace the selection (and its weights); the next iteration uses it."""
+        indices = torch.as_tensor(indices).cpu()
+        if indices.dim() != 1 or indices.numel() == 0 or indices.is_floating_point() or int(indices.min()) < 0:
+            raise InputError(f"indices must be a non-empty list of integers ≥ 0; got shape {tuple(indices.shape)}, {indices.dtype}")
+        if weights is not None and weights.shape != indices.shape:
+            raise InputError(f"weights must have one value per index, {tuple(indices.shape)}; got {tuple(weights.shape)}")
+        self.indices = indices.long()
+        self.weights = None if weights is None else weights.detach().float().cpu()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the epoch that the order is drawn for."""
+        self.epoch = epoch
+
+    set_epoch = begin_epoch
+
+    def order(self) -> Tensor:
+        """This rank's indices of this epoch in order: int64 ``[len(self)]``. Loops over data on a device use it without a loader."""
+        indices = self._selected()
+        if self.shuffle:
+            indices = indices[torch.randperm(len(indices), generator=generator_for(self.seed, Stream.SHUFFLE, self.epoch))]
+        if self.num_replicas == 1:
+            return indices
+        padded = len(self) * self.num_replicas
+        return indices.repeat(math.ceil(padded / len(indices)))[self.rank : padded : self.num_replicas]
+
+    def loss_weights(self, indices: Tensor) -> Tensor:
+        """Loss weight of each data-set index in `indices` (any device), fp32, same shape; ones where the selection has no weights.
+
+        Raises:
+            InputError: an index is not in the selection.
+        """
+        if self.weights is None:
+            return torch.ones(indices.shape, device=indices.device)
+        ordered, position = self._selected().sort()
+        found = torch.searchsorted(ordered, indices.cpu()).clamp_(max=len(ordered) - 1)
+        if not torch.equal(ordered[found], indices.cpu()):
+            raise InputError("loss_weights was asked for an index outside the current selection; give it indices that this sampler yielded")
+        return self.weights[position[found]].to(indices.device)
+
+    def _selected(self) -> Tensor:
+        if self.indices is None:
+            raise InputError("nothing is selected yet; call begin_epoch(0) of the selection policy before the first batch")
+        return self.indices
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order().tolist())
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._selected()) / self.num_replicas)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but `num_replicas` and `rank`, which belong to the process."""
+        return {"indices": self.indices, "weights": self.weights, "shuffle": self.shuffle, "seed": self.seed, "epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave: the same orders follow."""
+        self.shuffle, self.seed, self.epoch = state["shuffle"], state["seed"], state["epoch"]
+        self.indices, self.weights = None, None
+        if state["indices"] is not None:
+            self.set_indices(state["indices"], state["weights"])
+
+
+class IndexedDataset(Dataset):
+    """Yields ``(x, y, index)`` where `dataset` yields ``(x, y)``.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> import torch
+        >>> IndexedDataset(TensorDataset(torch.zeros(3, 2), torch.arange(3)))[1]
+        (tensor([0., 0.]), tensor(1), 1)
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> tuple[Any, Any, int]:
+        x, y = self.dataset[index][:2]
+        return x, y, index
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]

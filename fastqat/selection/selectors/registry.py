@@ -1,0 +1,107 @@
+"""The registry of selectors, and what goes in and out of one.
+
+A selector is a function ``pick(request, *, options...) -> Selection`` in a file of its own. It sees one group of samples (a class, or
+everything), answers with positions inside that group, best first, and knows nothing of classes: `select` does the balancing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastqat._errors import InputError
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was kept: `indices` int64 ``[K]``, best first; `weights` fp32 ``[K]`` where the method defines loss weights, else None."""
+
+    indices: Tensor
+    weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.indices.numel()
+
+
+class Request(NamedTuple):
+    """One group to pick from.
+
+    ``utility`` floating ``[size]``, larger is better whatever the score's direction, or None when the selector needs no scores;
+    ``budget`` how many to pick, 1 ≤ budget ≤ size; ``group`` the number of the class (0 without balance).
+    """
+
+    utility: Tensor | None
+    size: int
+    budget: int
+    group: int
+    generator: torch.Generator | None
+
+    def ranked(self, *, descending: bool) -> Tensor:
+        """All positions by utility; among equals the lowest position first.
+
+        Raises:
+            InputError: there are no scores; a selector that ranks registers ``needs=("scores",)``.
+        """
+        if self.utility is None:
+            raise InputError("this selector ranks by score; pass a ScoreTable or one score per sample")
+        return self.utility.sort(descending=descending, stable=True).indices
+
+
+@dataclass(frozen=True)
+class Selector:
+    """One row of `list_selectors`.
+
+    ``order``: how picks of several classes are put in one order. "largest" or "smallest" utility first, or None: by rank within the class.
+    """
+
+    name: str
+    rule: str
+    needs: tuple[str, ...]
+    source: str
+    order: Literal["largest", "smallest"] | None
+    pick: Callable[..., Selection]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the keyword options that `select` passes on."""
+        return tuple(inspect.signature(self.pick).parameters)[1:]
+
+
+_selectors: dict[str, Selector] = {}
+
+
+def register_selector(
+    name: str, *, rule: str, source: str, needs: tuple[str, ...] = (), order: Literal["largest", "smallest"] | None = None
+) -> Callable[[Callable[..., Selection]], Callable[..., Selection]]:
+    """Decorator: enter a ``pick(request, *, options...)`` function under `name`."""
+
+    def enter(pick: Callable[..., Selection]) -> Callable[..., Selection]:
+        if name in _selectors:
+            raise ValueError(f"selector {name!r} is already registered; choose another name")
+        _selectors[name] = Selector(name, rule, needs, source, order, pick)
+        return pick
+
+    return enter
+
+
+def get_selector(name: str) -> Selector:
+    """The selector called `name`; InputError with the known names otherwise."""
+    if name not in _selectors:
+        raise InputError(f"unknown selector {name!r}; choose one of {', '.join(sorted(_selectors))}")
+    return _selectors[name]
+
+
+def list_selectors() -> dict[str, Selector]:
+    """Every selector: name → `Selector` (rule, needs, source, options).
+
+    Example:
+        >>> import fastqat.selection as selection
+        >>> selection.list_selectors()["topk"].needs
+        ('scores',)
+    """
+    return dict(sorted(_selectors.items()))

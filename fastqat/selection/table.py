@@ -1,0 +1,112 @@
+"""`ScoreTable`: the scores of a data set, one column per score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fastqat._errors import DataError, InputError
+from fastqat._files import atomic_path
+from fastqat.selection.budget import as_labels
+
+_FORMAT = "fastqat.scores.1"
+_LABELS = "__labels__"
+
+
+class ScoreTable(Mapping[str, Tensor]):
+    """Score name → fp32 tensor ``[N]`` on the CPU, in data-set order; ``.labels`` int64 ``[N]`` or None.
+
+    Args:
+        scores: name → ``[N]``; stored as fp32.
+        labels: integers ``[N]``.
+
+    Raises:
+        InputError: no column, columns of different lengths, labels of another length.
+
+    Example:
+        >>> import torch
+        >>> table = ScoreTable({"evs": torch.tensor([0.5, 1.0])}, labels=torch.tensor([0, 1]))
+        >>> table["evs"].shape, table.num_samples
+        (torch.Size([2]), 2)
+    """
+
+    def __init__(self, scores: Mapping[str, Tensor], labels: Tensor | None = None):
+        self._columns = {name: values.detach().float().cpu() for name, values in scores.items()}
+        shapes = {name: list(values.shape) for name, values in self._columns.items()}
+        if not shapes or len({tuple(shape) for shape in shapes.values()}) != 1 or len(next(iter(shapes.values()))) != 1:
+            raise InputError(f"a score table needs columns of one length, [N] each; got {shapes}")
+        self.num_samples = next(iter(shapes.values()))[0]
+        self.labels = None if labels is None else as_labels(labels, self.num_samples)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._columns:
+            raise InputError(f"the table has no score {name!r}; it has {', '.join(self._columns)}")
+        return self._columns[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The column, or `default` when the table has no such score."""
+        return self._columns.get(name, default)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._columns
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def __repr__(self) -> str:
+        return f"ScoreTable({', '.join(self._columns)}; {self.num_samples} samples{'' if self.labels is None else ', labels'})"
+
+    def only_name(self) -> str:
+        """The name of the only column; InputError when there are several."""
+        if len(self._columns) != 1:
+            raise InputError(f"the table has several scores; say which one: by={' or '.join(map(repr, self._columns))}")
+        return next(iter(self._columns))
+
+    def with_score(self, name: str, values: Tensor) -> ScoreTable:
+        """A table with one more column (or that column replaced)."""
+        return ScoreTable({**self._columns, name: values}, self.labels)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, whole or not at all.
+
+        Raises:
+            OSError: the disk is full or not writable.
+        """
+        tensors = dict(self._columns) if self.labels is None else {**self._columns, _LABELS: self.labels}
+        with atomic_path(path) as part:
+            save_file({name: values.contiguous() for name, values in tensors.items()}, part, metadata={"format": _FORMAT})
+
+    @classmethod
+    def load(cls, path: str | Path) -> ScoreTable:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: there is no such file, or it is damaged or something else.
+        """
+        try:
+            with safe_open(path, framework="pt") as stored:
+                if (stored.metadata() or {}).get("format") != _FORMAT:
+                    raise DataError(f"{path} is not a score table; score the data again and save it anew")
+                columns = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"cannot read the score table {path}: {error}; score the data again and save it anew") from error
+        labels = columns.pop(_LABELS, None)
+        return cls(columns, labels)
+
+    def state_dict(self) -> dict[str, Tensor | None]:
+        """Columns and labels as plain tensors, for a checkpoint."""
+        return {**self._columns, _LABELS: self.labels}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor | None]) -> ScoreTable:
+        """The table that `state_dict` described."""
+        columns = {name: values for name, values in state.items() if name != _LABELS and values is not None}
+        return cls(columns, state[_LABELS])

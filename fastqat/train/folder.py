@@ -1,0 +1,105 @@
+"""The run directory: settings, metrics, selections, pictures, summary; every file is whole at any moment."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastqat._errors import CheckpointError, InputError
+from fastqat._files import atomic_path, write_atomic
+from fastqat.train.config import FREE_ON_RESUME, TrainConfig
+
+COLUMNS = (
+    "stage", "epoch", "steps", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "samples_per_second",
+    "seconds", "selection_seconds", "selected", "reselected", "beta",
+)  # fmt: skip
+
+
+class RunFolder:
+    """``runs/<name>/`` of one run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+
+    def open(self, config: TrainConfig) -> bool:
+        """Make the folder, or check that `config` may go on in it; True when there is something to resume.
+
+        Raises:
+            InputError: the run exists and neither resume nor overwrite was asked for.
+            CheckpointError: resume with settings that would change the result.
+        """
+        exists = (self.path / "config.yaml").is_file()
+        if exists and config.overwrite:
+            shutil.rmtree(self.path)
+            exists = False
+        if exists and not config.resume:
+            raise InputError(f"run {self.path} exists; continue it with --resume, replace it with --overwrite, or choose another --name")
+        if exists:
+            self._check_same(config)
+            self._remove_parts()
+        else:
+            write_atomic(self.path / "config.yaml", replace(config, resume=False, overwrite=False).to_yaml())
+        return exists
+
+    def _check_same(self, config: TrainConfig) -> None:
+        saved = TrainConfig.from_yaml(self.path / "config.yaml")
+        changed = [name for name in vars(config) if name not in FREE_ON_RESUME and getattr(saved, name) != getattr(config, name)]
+        if changed:
+            told = ", ".join(f"{name} {getattr(saved, name)} (now {getattr(config, name)})" for name in changed)
+            raise CheckpointError(f"run {self.path} was started with {told}; resume it with the same settings or choose another --name")
+
+    def _remove_parts(self) -> None:
+        """Remove what a killed process was writing."""
+        for part in self.path.rglob(".*.part"):
+            part.unlink(missing_ok=True)
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """``metrics.csv``: one row per epoch so far, replaced as a whole."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows)
+        write_atomic(self.path / "metrics.csv", text.getvalue())
+
+    def write_selection(self, epoch: int, arrays: dict[str, np.ndarray]) -> None:
+        """``selections/epoch_0000.npz``."""
+        self._write_npz(self.path / "selections" / f"epoch_{epoch:04d}.npz", arrays)
+
+    def read_selections(self) -> list[dict[str, np.ndarray]]:
+        """All selections, oldest first."""
+        selections = []
+        for path in sorted((self.path / "selections").glob("epoch_*.npz")):
+            with np.load(path) as arrays:
+                selections.append(dict(arrays))
+        return selections
+
+    def write_pictures(self, arrays: dict[str, np.ndarray]) -> None:
+        """``pictures.npz``."""
+        self._write_npz(self.path / "pictures.npz", arrays)
+
+    def _write_npz(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
+        with atomic_path(path) as part, open(part, "wb") as handle:
+            np.savez(handle, **arrays)  # type: ignore[arg-type]
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """``summary.json``: its presence says that the run is finished."""
+        write_atomic(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """The summary of a finished run, else None."""
+        path = self.path / "summary.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def saved_config(run_dir: Path) -> TrainConfig | None:
+    """The settings of a run that exists, else None."""
+    path = run_dir / "config.yaml"
+    return TrainConfig.from_yaml(path) if path.is_file() else None

@@ -1,0 +1,130 @@
+"""What a run leaves behind: selections, pictures, summary, report."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastqat.data import TensorData
+from fastqat.selection.policies import SelectionPolicy
+from fastqat.train.config import TrainConfig
+from fastqat.train.folder import RunFolder
+from fastqat.train.models import count_parameters
+from fastqat.train.pool import RunData
+from fastqat.train.stage import StageState
+
+
+def selection_arrays(policy: SelectionPolicy, data: RunData) -> dict[str, np.ndarray]:
+    """Arrays of one selection file: ``indices`` (best first), ``labels`` of the pool, ``score_<name>`` of the pool."""
+    assert policy.selection is not None
+    scores = {} if policy.table is None else {f"score_{name}": policy.table[name].numpy() for name in policy.table}
+    return {"indices": policy.selection.indices.numpy(), "labels": data.labels.numpy(), **scores}
+
+
+def save_pictures(folder: RunFolder, data: RunData, say: Callable[[str], None]) -> None:
+    """``pictures.npz``: what was chosen and dropped first, at the first and the last selection that have scores."""
+    report = _report_module(say)
+    scored = [arrays for arrays in folder.read_selections() if any(name.startswith("score_") for name in arrays)]
+    if report is None or not scored or len(data.input_shape) != 3:
+        return
+    index: set[int] = set()
+    for arrays in (scored[0], scored[-1]):
+        scores = {name.removeprefix("score_"): values for name, values in arrays.items() if name.startswith("score_")}
+        index.update(int(i) for i in report.pick_pictures(arrays["indices"], scores))
+    chosen = sorted(index)
+    folder.write_pictures({"index": np.array(chosen), "x": np.stack([_picture(data, i) for i in chosen])})
+
+
+def _picture(data: RunData, index: int) -> np.ndarray:
+    """One sample of the pool as uint8 ``[H, W, C]``; floating values are stretched to the whole range."""
+    raw = data.pool.x[index] if isinstance(data.pool, TensorData) else data.pool[index][0]
+    if raw.dtype != torch.uint8:
+        low, high = raw.min(), raw.max()
+        raw = ((raw - low) / (high - low).clamp_min(1e-12) * 255).round().to(torch.uint8)
+    return raw.permute(1, 2, 0).cpu().numpy()
+
+
+def summarise(
+    config: TrainConfig, data: RunData, model: nn.Module, state: StageState, policy: SelectionPolicy, tests: dict[str, float | None]
+) -> dict[str, Any]:
+    """The content of ``summary.json``: settings that tell runs apart, results, costs, versions."""
+    seen = int(state.seen.sum())
+    return {
+        "dataset": config.data,
+        "model": config.model,
+        "qconfig": config.qconfig,
+        "select": config.select,
+        "fraction": 1.0 if config.select == "none" else config.fraction,
+        "loss": config.loss,
+        "seed": config.seed,
+        "float_seed": config.seed if config.float_seed is None else config.float_seed,
+        **tests,
+        "val_accuracy": None if state.best_accuracy < 0 else state.best_accuracy,
+        "best_epoch": state.best_epoch,
+        "epochs": config.epochs,
+        "gradient_steps": state.steps,
+        "scoring_forwards": policy.scoring_forwards,
+        "unique_samples": seen,
+        "seconds": state.seconds,
+        "selection_seconds": policy.selection_seconds,
+        "params": count_parameters(model),
+        "class_names": list(data.class_names),
+        "commit": source_commit(),
+        "torch": torch.__version__,
+        "fastqat": version(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() and config.device != "cpu" else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def version() -> str:
+    """Version of the installed package; ``source`` when it is used from a source tree."""
+    try:
+        return metadata.version("fastqat")
+    except metadata.PackageNotFoundError:
+        return "source"
+
+
+def source_commit() -> str | None:
+    """The commit of the source tree that runs; None for an installed package or without git."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
+
+
+def write_page(folder: RunFolder, say: Callable[[str], None]) -> None:
+    """``report.html``; without matplotlib it is left out, and that is said."""
+    report = _report_module(say)
+    if report is not None:
+        say(f"report: {report.write_report(folder.path)}")
+
+
+def write_comparison_page(run_dirs: Sequence[Path], path: Path, say: Callable[[str], None]) -> None:
+    """One page that compares runs; without matplotlib it is left out, and that is said."""
+    report = _report_module(say)
+    if report is not None:
+        say(f"comparison: {report.write_comparison(run_dirs, path)}")
+
+
+def _report_module(say: Callable[[str], None]) -> Any:
+    """`fastqat.train.report`; None, and said why, where an optional package that it needs is missing."""
+    try:
+        return importlib.import_module("fastqat.train.report")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("fastqat"):
+            raise
+        say(f"no pictures and no report: {error.name} is not installed; pip install {error.name}")
+        return None

@@ -1,0 +1,60 @@
+"""From ``--select`` to the policy that does it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastqat._errors import InputError
+from fastqat.methods import ACS
+from fastqat.selection.policies import RS2, RandomSubset, SelectionPolicy, WholeSet
+from fastqat.train.config import TrainConfig
+from fastqat.train.pool import RunData
+
+SELECTS = ("none", "random", "rs2", "acs")
+
+
+def make_policy(config: TrainConfig, data: RunData, student: nn.Module, teacher: nn.Module) -> SelectionPolicy:
+    """The selection policy of `config` over the pool of `data`.
+
+    Raises:
+        InputError: unknown name, or a fraction that leaves a class empty.
+    """
+    if config.select not in SELECTS:
+        raise InputError(f"select must be one of {', '.join(SELECTS)}; got {config.select!r}")
+    if config.select == "none" or config.epochs == 0:
+        return WholeSet(data.pool, seed=config.seed)
+    drawn: dict[str, Any] = {"fraction": config.fraction, "balanced": config.balanced, "seed": config.seed}
+    if config.select == "random":
+        return RandomSubset(data.pool, interval=config.interval, labels=data.labels, **drawn)
+    if config.select == "rs2":
+        return RS2(data.pool, labels=data.labels, **drawn)
+    return ACS(
+        data.augmented,
+        student,
+        teacher,
+        score_view=data.pool,
+        epochs=config.epochs,
+        interval=config.interval,
+        schedule=config.schedule,
+        first_select=config.first_select,
+        bn_reestimate=config.bn_reestimate,
+        num_workers=config.workers,
+        progress=config.progress,
+        forward=scoring_forward(config),
+        **drawn,
+    )
+
+
+def scoring_forward(config: TrainConfig) -> Any:
+    """``forward(model, x)`` with the memory layout and the autocast of training."""
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        if config.channels_last and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.amp):
+            return model(x).float()
+
+    return forward

@@ -1,0 +1,158 @@
+"""A whole run: data, float model, quantization, training on the selected part, test, summary, report."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastqat._errors import InputError
+from fastqat.nn.calibration import calibrate
+from fastqat.nn.convert import quantize
+from fastqat.nn.param_groups import param_groups
+from fastqat.selection.datasets import batches_of
+from fastqat.selection.seeding import Stream, generator_for
+from fastqat.train.checkpoint import CheckpointStore, load_state, load_weights
+from fastqat.train.config import TrainConfig
+from fastqat.train.engine import Distillation, cross_entropy
+from fastqat.train.float_stage import float_model, make_optimizer, new_model
+from fastqat.train.folder import RunFolder
+from fastqat.train.outcome import save_pictures, selection_arrays, summarise, write_page
+from fastqat.train.policies import make_policy
+from fastqat.train.pool import prepare_data
+from fastqat.train.stage import Stage, StagePlan
+
+CALIBRATION_BATCHES, CALIBRATION_BATCH = 8, 128
+
+
+def train(config: TrainConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run `config` from start, or from where it stopped, to its end; everything it makes is in ``config.run_dir``.
+
+    The test set is read once, at the very end, with the weights of the last epoch (``test_accuracy``), with those that were best on
+    validation (``best_test_accuracy``) and with the float weights (``float_accuracy``).
+
+    Args:
+        config: the settings.
+        say: told what goes on, line by line.
+
+    Returns:
+        The content of ``summary.json``; accuracies in [0, 1].
+
+    Raises:
+        DataError: the data set is missing or unusable.
+        InputError: a setting is out of range, or the run exists and neither resume nor overwrite is set.
+        CheckpointError: a checkpoint is of another architecture or of other settings, or all are damaged.
+        OSError: the disk is full; what was written before is whole.
+
+    Example:
+        >>> import tempfile
+        >>> config = TrainConfig(float_epochs=1, epochs=1, limit=200, runs=tempfile.mkdtemp(), report=False)
+        >>> train(config, say=lambda line: None)["gradient_steps"]
+        2
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    run = Run(config, say)
+    if run.resumed and (finished := run.folder.read_summary()) is not None:
+        say(f"run {config.run_dir} is finished")
+        return finished
+    return run.execute()
+
+
+class Run:
+    """Data, models and folder of one run."""
+
+    def __init__(self, config: TrainConfig, say: Callable[[str], None]):
+        self.config, self.say = config, say
+        self.device = pick_device(config.device)
+        self.data = prepare_data(config, self.device)
+        self.teacher = new_model(config, self.data, self.device)
+        self._check()
+        self.folder = RunFolder(config.run_dir)
+        self.resumed = self.folder.open(config)
+        self.plan = StagePlan(
+            name="qat",
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            amp=config.amp,
+            channels_last=config.channels_last,
+            device=self.device,
+            val_interval=config.val_interval,
+            workers=config.workers,
+            progress=config.progress,
+        )
+
+    def _check(self) -> None:
+        """Refuse before anything is written what would fail after the float stage."""
+        student = self.teacher if self.config.qconfig == "none" else quantize(self.teacher, self.config.qconfig)
+        make_policy(self.config, self.data, student, self.teacher).beta(0)
+
+    def execute(self) -> dict[str, Any]:
+        """All stages; returns the summary."""
+        pool, test, config = len(self.data.labels), len(self.data.test), self.config  # type: ignore[arg-type]
+        self.say(f"{config.run_dir}: {config.model} on {config.data}, {pool:,} samples to train on, {test:,} to test, {self.device}")
+        float_rows = float_model(config, self.data, self.plan, self.teacher, self.folder, self.resumed, self.say)
+        student = self._student()
+        stage = self._stage(student, float_rows)
+        state = stage.fit(self.resumed)
+        summary = summarise(config, self.data, student, state, stage.policy, self._test(stage))
+        if config.report:
+            save_pictures(self.folder, self.data, self.say)
+        self.folder.write_summary(summary)
+        if config.report:
+            write_page(self.folder, self.say)
+        return summary
+
+    def _student(self) -> nn.Module:
+        """The float model quantized and calibrated on the first samples of a seeded permutation of the pool."""
+        if self.config.qconfig == "none":
+            return copy.deepcopy(self.teacher)
+        student = quantize(self.teacher, self.config.qconfig)
+        order = torch.randperm(len(self.data.labels), generator=generator_for(self.config.seed, Stream.CALIBRATION))
+        chosen = order[: CALIBRATION_BATCHES * CALIBRATION_BATCH]
+        batches = batches_of(self.data.pool, CALIBRATION_BATCH, indices=chosen, num_workers=self.config.workers)
+        return calibrate(student, (x for x, _ in batches))
+
+    def _stage(self, student: nn.Module, float_rows: list[dict[str, Any]]) -> Stage:
+        config, folder = self.config, self.folder
+        groups = param_groups(student, config.lr, config.scale_lr, config.weight_decay)
+        policy = make_policy(config, self.data, student, self.teacher)
+        return Stage(
+            self.plan,
+            student,
+            make_optimizer(config, groups, config.lr),
+            policy,
+            self.data.source,
+            self.data.val,
+            Distillation(self.teacher) if config.loss == "kd" else cross_entropy,
+            CheckpointStore(folder.checkpoints, "epoch", self.say),
+            best=folder.checkpoints / "best.pt",
+            on_epoch=lambda state: folder.write_metrics([*float_rows, *state.rows]),
+            on_select=lambda epoch: folder.write_selection(epoch, selection_arrays(policy, self.data)),
+            say=self.say,
+        )
+
+    def _test(self, stage: Stage) -> dict[str, float | None]:
+        """The one reading of the test set: float weights, weights of the last epoch, weights that were best on validation."""
+        last = stage.evaluate(self.data.test).accuracy
+        result: dict[str, float | None] = {"float_accuracy": stage.evaluate(self.data.test, self.teacher).accuracy, "test_accuracy": last}
+        best = stage.best
+        if stage.state.best_epoch in (-1, stage.state.epoch) or best is None:
+            return {**result, "best_test_accuracy": last}
+        model = copy.deepcopy(stage.model)
+        load_weights(model, load_state(best)["model"], best)
+        return {**result, "best_test_accuracy": stage.evaluate(self.data.test, model).accuracy}
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is cuda where torch has it, else the CPU; InputError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); use auto or cpu") from error

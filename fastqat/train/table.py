@@ -1,0 +1,38 @@
+"""The table at the end of a run, on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """A table on stdout; the first column left, the others right."""
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if Console().is_terminal else 140).print(table)
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """Accuracies and costs of one run."""
+    percent = {key: "-" if summary[key] is None else f"{100 * summary[key]:.2f} %" for key in summary if key.endswith("_accuracy")}
+    best = "" if summary["best_epoch"] < 0 else f" (epoch {summary['best_epoch'] + 1})"
+    selecting = summary["selection_seconds"] / summary["seconds"] if summary["seconds"] else 0.0
+    rows = [
+        ("test accuracy, float model", percent["float_accuracy"]),
+        ("test accuracy, last epoch", percent["test_accuracy"]),
+        (f"test accuracy, best on validation{best}", percent["best_test_accuracy"]),
+        ("validation accuracy, best", percent["val_accuracy"]),
+        ("gradient steps", f"{summary['gradient_steps']:,}"),
+        ("unique samples trained on", f"{summary['unique_samples']:,}"),
+        ("samples scored", f"{summary['scoring_forwards']:,}"),
+        ("seconds (of them selecting)", f"{summary['seconds']:.1f} ({100 * selecting:.0f} %)"),
+    ]
+    title = f"{summary['model']} on {summary['dataset']}, {summary['qconfig']}, select {summary['select']}, loss {summary['loss']}"
+    print_table(("", "result"), rows, title)

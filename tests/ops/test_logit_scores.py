@@ -1,0 +1,330 @@
+"""logit_scores: every backend against formulas in extended precision, and the same bits for any number of threads or instruction set."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import fastqat as fq
+from fastqat._backend import backends_for
+from fastqat._errors import InputError
+from fastqat.ops.logit_scores import LogitScores, logit_scores, op
+from fastqat.ops.logit_scores.reference import eager_logit_scores
+from fastqat.testing import assert_same_bits
+
+BACKENDS = backends_for("logit_scores")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+ROWS = {1: 6, 2: 200, 10: 100, 1000: 24, 100_000: 1}  # classes: samples
+RTOL, ATOL = 1e-5, 1e-12  # the contract; one rounding to fp32 is 6e-8 of it
+native = pytest.mark.skipif("cpu" not in BACKENDS, reason="fastqat._C is not built")
+
+# Student and teacher logits [n, c], by what is hard about them.
+CASES: dict[str, Callable[[int, int], tuple[Tensor, Tensor]]] = {
+    "spread": lambda n, c: (torch.randn(n, c) * 3, torch.randn(n, c) * 3),
+    "peaked": lambda n, c: (torch.randn(n, c) * 100, torch.randn(n, c) * 100),
+    "extreme": lambda n, c: (torch.rand(n, c) * 2e4 - 1e4, torch.rand(n, c) * 2e4 - 1e4),
+    "flat": lambda n, c: (torch.randn(n, c) * 1e-4, torch.randn(n, c) * 1e-4),
+    "near": lambda n, c: _near(torch.randn(n, c) * 4, 1e-2),
+    "nearer": lambda n, c: _near(torch.randn(n, c) * 4, 1e-4),
+    "nearest": lambda n, c: _near(torch.randn(n, c) * 4, 1e-6),
+    "near_certain": lambda n, c: _near(_certain(n, c), 1e-2),
+    "nearest_certain": lambda n, c: _near(_certain(n, c), 1e-6),
+    "near_shifted": lambda n, c: _near(torch.randn(n, c) * 4, 1e-3, shift=100.0),
+    "one_outlier": lambda n, c: (torch.zeros(n, c), torch.full((n, c), 1e-6).index_fill(1, torch.tensor([0]), 0.1)),
+    "equal": lambda n, c: _near(torch.randn(n, c) * 4, 0.0),
+    "equal_shifted": lambda n, c: _near((torch.randn(n, c) * 4).bfloat16().float(), 0.0, shift=8.0),
+    "ties": lambda n, c: (torch.randint(0, 3, (n, c)).float(), torch.randint(0, 3, (n, c)).float()),
+}
+
+
+def _near(teacher: Tensor, distance: float, shift: float = 0.0) -> tuple[Tensor, Tensor]:
+    return teacher + shift + distance * torch.randn_like(teacher), teacher
+
+
+def _certain(n: int, c: int) -> Tensor:
+    return (torch.randn(n, c) * 4).index_add(1, torch.tensor([0]), torch.full((n, 1), 30.0))
+
+
+def _targets(logits: Tensor) -> Tensor:
+    """The prediction in every second row, any class elsewhere."""
+    targets = torch.randint(0, logits.shape[1], logits.shape[:1])
+    targets[::2] = logits.argmax(1)[::2]
+    return targets
+
+
+class Oracle:
+    """The formulas in numpy's longest float, on the exact values of the logits."""
+
+    def __init__(self, logits: Tensor) -> None:
+        z = logits.double().numpy().astype(np.longdouble)
+        self.rows = np.arange(len(z))
+        self.top = z.argmax(1)
+        self.shifted = z - z.max(1, keepdims=True)
+        exps = np.exp(self.shifted)
+        rest = exps.copy()
+        rest[self.rows, self.top] = 0
+        self.log_total = np.log1p(rest.sum(1))
+        self.p = exps / exps.sum(1, keepdims=True)
+
+    def scores(self, targets: Tensor, teacher: Oracle) -> dict[str, np.ndarray]:
+        others, second = self.p.copy(), self.shifted.copy()
+        others[self.rows, targets.numpy()] = 0
+        second[self.rows, self.top] = -np.inf
+        log_ratio = self.shifted - self.log_total[:, None] - (teacher.shifted - teacher.log_total[:, None])
+        return {
+            "loss": self.log_total - self.shifted[self.rows, targets.numpy()],
+            "evs": np.sqrt(others.sum(1) ** 2 + (others**2).sum(1)),
+            "entropy": self.log_total - (self.p * self.shifted).sum(1),
+            "confidence": self.p.max(1),
+            "margin": -np.expm1(second.max(1)) * self.p.max(1),
+            "ds": np.sqrt(((self.p - teacher.p) ** 2).sum(1)),
+            "res": (self.p * log_ratio - self.p + teacher.p).sum(1),
+            "kd": self.log_total - (teacher.p * self.shifted).sum(1),
+        }
+
+
+def assert_matches_oracle(got: LogitScores, logits: Tensor, targets: Tensor, teacher: Tensor) -> None:
+    oracle = Oracle(logits)
+    for name, want in oracle.scores(targets, Oracle(teacher)).items():
+        values = getattr(got, name)
+        assert values.dtype == torch.float32
+        excess = np.abs(values.numpy() - want) - (RTOL * np.abs(want) + ATOL)
+        worst = int(excess.argmax())
+        assert excess[worst] <= 0, f"{name}[{worst}] is {values[worst]}, not {want[worst]}"
+    assert got.correct.tolist() == (oracle.top == targets.numpy()).tolist()
+
+
+def all_fields(scores: LogitScores) -> Iterator[tuple[str, Tensor]]:
+    return ((name, values) for name, values in scores._asdict().items() if values is not None)
+
+
+def assert_same_scores(got: LogitScores, want: LogitScores) -> None:
+    for (name, a), (_, b) in zip(all_fields(got), all_fields(want), strict=True):
+        assert_same_bits(a, b, name)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("classes", ROWS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_accuracy(backend: str, classes: int, case: str) -> None:
+    logits, teacher = CASES[case](ROWS[classes], classes)
+    targets = _targets(logits)
+    with fq.use_backend(backend):
+        assert_matches_oracle(logit_scores(logits, targets, teacher), logits, targets, teacher)
+
+
+@pytest.mark.parametrize("teacher_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_storage_types(backend: str, dtype: torch.dtype, teacher_dtype: torch.dtype) -> None:
+    logits, teacher = (torch.randn(40, 37) * 5).to(dtype), (torch.randn(40, 37) * 5).to(teacher_dtype)
+    teacher[::2] = logits[::2].to(teacher_dtype)
+    logits[0, :3] = torch.tensor([65504.0, 1e-7, -6e-8]).to(dtype)
+    targets = _targets(logits)
+    with fq.use_backend(backend):
+        assert_matches_oracle(logit_scores(logits, targets, teacher), logits, targets, teacher)
+
+
+@native
+def test_exp_is_within_two_ulp() -> None:
+    # Two classes, 0 and d, target 0: loss = log(1 + exp(d)). Inverting it in fp64 amplifies the rounding of the loss by at most 1.4.
+    d = torch.cat([torch.linspace(-87, 0, 200_001), -torch.logspace(-12, 1.9, 100_001)])
+    with fq.use_backend("cpu"):
+        loss = logit_scores(torch.stack([torch.zeros_like(d), d], dim=1), torch.zeros(len(d), dtype=torch.int64)).loss
+    error = loss.double().expm1() / d.double().exp() - 1
+    assert error.abs().max() <= 2 * 2.0**-23 + 1.4 * 2.0**-24
+
+
+def test_float64_takes_the_reference() -> None:
+    logits = torch.randn(5, 7, dtype=torch.float64)
+    scores = logit_scores(logits, _targets(logits), torch.randn(5, 7))
+    assert {name: values.dtype for name, values in all_fields(scores)} == {
+        name: torch.bool if name == "correct" else torch.float64 for name in LogitScores._fields
+    }
+    if "cpu" in BACKENDS:
+        with fq.use_backend("cpu"), pytest.raises(RuntimeError, match="float64 runs on the reference backend only"):
+            logit_scores(logits)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_what_was_asked(backend: str) -> None:
+    logits, targets, teacher = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.randn(4, 3)
+    own, with_targets, with_teacher = {"entropy", "confidence", "margin"}, {"loss", "evs", "correct"}, {"ds", "res", "kd"}
+    with fq.use_backend(backend):
+        everything = logit_scores(logits, targets, teacher)
+        for t, u in itertools.product([None, targets], [None, teacher]):
+            scores = logit_scores(logits, t, u)
+            assert {name for name, _ in all_fields(scores)} == own | (with_targets if t is not None else set()) | (
+                with_teacher if u is not None else set()
+            )
+            for name, values in all_fields(scores):
+                assert_same_bits(values, getattr(everything, name), name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_row_stride(backend: str) -> None:
+    logits, teacher, targets = torch.randn(9, 33), torch.randn(9, 33), torch.randint(0, 33, (9,))
+    wide = torch.full((9, 50), torch.nan)
+    wide[:, 7:40] = logits
+    wide_targets = torch.full((9, 2), -1)
+    wide_targets[:, 1] = targets
+    with fq.use_backend(backend):
+        want = logit_scores(logits, targets, teacher)
+        assert_same_scores(logit_scores(wide[:, 7:40], wide_targets[:, 1], teacher.t().contiguous().t()), want)
+        one = logit_scores(logits[:1].expand(9, 33), targets[:1].expand(9), teacher[:1].expand(9, 33))
+        for name, values in all_fields(one):
+            assert_same_bits(values, getattr(want, name)[:1].expand(9), name)
+
+
+@pytest.mark.parametrize("classes", [1, 5])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_rows(backend: str, classes: int) -> None:
+    with fq.use_backend(backend):
+        scores = logit_scores(torch.empty(0, classes), torch.empty(0, dtype=torch.int64), torch.empty(0, classes))
+    assert [values.shape for values in scores] == [(0,)] * 9
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_first_of_equal_maxima_is_the_prediction(backend: str) -> None:
+    logits = torch.zeros(3, 40)
+    logits[:, [7, 30]] = 2.0
+    with fq.use_backend(backend):
+        scores = logit_scores(logits, torch.tensor([7, 30, 0]))
+    assert scores.correct.tolist() == [True, False, False]
+    assert scores.margin.tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("classes", [1, 3, 40])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_row_gives_nan_scores_and_no_other(backend: str, bad: float, classes: int) -> None:
+    clean, teacher = torch.randn(6, classes), torch.randn(6, classes)
+    logits, bad_teacher, targets = clean.clone(), teacher.clone(), torch.zeros(6, dtype=torch.int64)
+    logits[1, 0] = logits[2, -1] = bad_teacher[4, -1] = bad
+    with fq.use_backend(backend):
+        scores, want = logit_scores(logits, targets, bad_teacher), logit_scores(clean, targets, teacher)
+    for name, values in all_fields(scores):
+        spoilt = [1, 2, 4] if name in ("ds", "res", "kd") else [1, 2]
+        kept = [i for i in range(6) if i not in spoilt]
+        assert_same_bits(values[kept], getattr(want, name)[kept], name)
+        assert not values[spoilt].any() if name == "correct" else values[spoilt].isnan().all(), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_all_classes_masked_gives_nan(backend: str) -> None:
+    masked, targets = torch.full((2, 20), -torch.inf), torch.tensor([0, 19])
+    with fq.use_backend(backend):
+        scores = logit_scores(masked, targets, masked)
+    assert all(not values.any() if name == "correct" else values.isnan().all() for name, values in all_fields(scores))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_masked_classes_do_not_count(backend: str) -> None:
+    logits, teacher, targets = torch.randn(8, 30), torch.randn(8, 30), torch.randint(0, 30, (8,))
+    gap = torch.full((8, 25), -torch.inf)
+    with fq.use_backend(backend):
+        want = logit_scores(logits, targets, teacher)
+        got = logit_scores(torch.cat([logits, gap], 1), targets, torch.cat([teacher, gap], 1))
+        lost = logit_scores(torch.cat([logits, gap], 1), targets + 25, torch.cat([teacher, gap + 1e9], 1).nan_to_num(neginf=0.0))
+    for name, values in all_fields(got):
+        torch.testing.assert_close(values, getattr(want, name), rtol=1e-6, atol=1e-12)
+    assert lost.kd.isinf().all() and lost.ds.isfinite().all() and lost.res.isfinite().all()
+    assert lost.loss.isinf().tolist() == (targets + 25 >= 30).tolist()
+
+
+@native
+@pytest.mark.parametrize(("rows", "classes"), [(1, 5), (100, 3), (37, 1000), (3, 40_000)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_same_bits_for_threads_and_instruction_sets(dtype: torch.dtype, rows: int, classes: int) -> None:
+    from fastqat import _C
+
+    logits = (torch.randn(rows, classes) * 6).to(dtype)
+    teacher, targets = (logits + torch.randn(rows, classes) * torch.rand(rows, 1) ** 4).to(dtype), _targets(logits)
+    threads_before, level_before = torch.get_num_threads(), _C.cpu_level()
+    results = []
+    try:
+        for threads, level in itertools.product([1, 2, 3], _C.build_info()["cpu_levels"].split()):
+            try:
+                _C.set_cpu_level(level)
+            except RuntimeError:  # not on this CPU
+                continue
+            torch.set_num_threads(threads)
+            results.append(logit_scores(logits, targets, teacher))
+    finally:
+        torch.set_num_threads(threads_before)
+        _C.set_cpu_level(level_before)
+    for other in results[1:]:
+        assert_same_scores(other, results[0])
+
+
+def test_scores_are_detached() -> None:
+    logits, teacher = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    assert not any(values.requires_grad for _, values in all_fields(logit_scores(logits, torch.tensor([0, 1, 2, 0]), teacher)))
+
+
+def test_autocast_changes_nothing() -> None:
+    logits, teacher = torch.randn(4, 30), torch.randn(4, 30)
+    want = logit_scores(logits, None, teacher)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same_scores(logit_scores(logits, None, teacher), want)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck(backend: str) -> None:
+    logits, teacher, targets = torch.randn(6, 5), torch.randn(5, 6).t().bfloat16(), torch.randint(0, 5, (6,))
+    with fq.use_backend(backend):
+        for t, u in itertools.product([None, targets], [None, teacher]):
+            torch.library.opcheck(op.logit_scores, (logits, t, u))
+
+
+def test_compiles_whole_and_once() -> None:
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(logit_scores, fullgraph=True, backend=counter)
+    for n in (5, 9, 17):
+        logits, teacher, targets = torch.randn(n, 7), torch.randn(n, 7), torch.randint(0, 7, (n,))
+        for x in (logits, teacher, targets):
+            torch._dynamo.mark_dynamic(x, 0)
+        assert_same_scores(compiled(logits, targets, teacher), logit_scores(logits, targets, teacher))
+    assert counter.frame_count == 1
+
+
+def test_eager_formulas_agree() -> None:
+    logits, teacher = torch.randn(20, 9), torch.randn(20, 9)
+    targets = _targets(logits)
+    eager, got = eager_logit_scores(logits, targets, teacher), logit_scores(logits, targets, teacher)
+    assert eager.keys() == {name for name, _ in all_fields(got)}
+    for name, values in eager.items():
+        torch.testing.assert_close(getattr(got, name), values, rtol=1e-4, atol=1e-6)
+
+
+GOOD = torch.zeros(4, 3)
+BAD_INPUT: dict[str, tuple[tuple[Tensor | None, ...], str]] = {
+    "one dimension": ((torch.zeros(3), None, None), r"logits has shape \[3\]; accepted: \[samples, classes\]"),
+    "no classes": ((torch.zeros(3, 0), None, None), "at least one class"),
+    "integer logits": ((torch.zeros(4, 3, dtype=torch.int64), None, None), "logits is torch.int64; accepted: float32"),
+    "float targets": ((GOOD, torch.zeros(4), None), r"targets is torch.float32; accepted: int64.*targets.long\(\)"),
+    "too few targets": ((GOOD, torch.zeros(3, dtype=torch.int64), None), r"targets has shape \[3\]; accepted: \[4\]"),
+    "target too large": ((GOOD, torch.tensor([0, 2, 3, 7]), None), r"targets\[2\] is 3; accepted: class indices from 0 to 2"),
+    "negative target": ((GOOD, torch.tensor([0, -1, 3, 2]), GOOD), r"targets\[1\] is -1; accepted"),
+    "other classes": ((GOOD, None, torch.zeros(4, 5)), r"teacher_logits has shape \[4, 5\] and logits \[4, 3\]; accepted: equal shapes"),
+    "other device": ((GOOD, None, torch.zeros(4, 3, device="meta")), "teacher_logits is on meta and logits on cpu; move both"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bad_input(backend: str, case: str) -> None:
+    arguments, message = BAD_INPUT[case]
+    with fq.use_backend(backend), pytest.raises(InputError, match=message):
+        logit_scores(*arguments)

@@ -1,0 +1,71 @@
+"""CoresetSampler and IndexedDataset."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from fastqat._errors import InputError
+from fastqat.selection import CoresetSampler, IndexedDataset
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    orders = {}
+    for seed in (0, 1):
+        for epoch in (0, 1):
+            sampler = CoresetSampler(range(0, 60, 2), seed=seed)
+            sampler.begin_epoch(epoch)
+            orders[seed, epoch] = list(sampler)
+            assert list(sampler) == orders[seed, epoch] == sampler.order().tolist()
+            assert sorted(orders[seed, epoch]) == list(range(0, 60, 2))
+    assert len({tuple(order) for order in orders.values()}) == 4
+    assert list(CoresetSampler([5, 3, 4], shuffle=False)) == [5, 3, 4]
+
+
+@pytest.mark.parametrize(("size", "replicas"), [(10, 1), (10, 2), (11, 3), (7, 4), (2, 5)])
+def test_ranks_have_equal_length_and_cover_the_selection(size, replicas):
+    samplers = [CoresetSampler(range(size), num_replicas=replicas, rank=rank, seed=4) for rank in range(replicas)]
+    shares = [list(sampler) for sampler in samplers]
+    assert {len(share) for share in shares} == {len(samplers[0])} == {-(-size // replicas)}
+    assert set().union(*shares) == set(range(size))
+    whole = CoresetSampler(range(size), seed=4).order().tolist()
+    assert [index for step in zip(*shares, strict=True) for index in step][:size] == whole
+
+
+def test_state_round_trip_and_new_indices():
+    sampler = CoresetSampler([3, 1, 2], weights=torch.tensor([1.0, 2.0, 3.0]), seed=5)
+    sampler.set_epoch(7)
+    other = CoresetSampler(None)
+    other.load_state_dict(sampler.state_dict())
+    assert list(other) == list(sampler)
+    assert torch.equal(other.loss_weights(torch.tensor([2, 3])), torch.tensor([3.0, 1.0]))
+    sampler.set_indices([8, 9])
+    assert sorted(sampler) == [8, 9] and len(sampler) == 2
+    assert sampler.loss_weights(torch.tensor([[9, 8]])).tolist() == [[1.0, 1.0]]
+    with pytest.raises(InputError, match="outside the current selection"):
+        other.loss_weights(torch.tensor([4]))
+
+
+def test_a_loader_reads_the_selection():
+    data = IndexedDataset(TensorDataset(torch.arange(10.0), torch.arange(10) % 2))
+    sampler = CoresetSampler([1, 4, 7])
+    seen = [(float(x), int(y), int(i)) for x, y, i in DataLoader(data, 1, sampler=sampler)]
+    assert sorted(seen) == [(1.0, 1, 1), (4.0, 0, 4), (7.0, 1, 7)]
+    assert len(data) == 10
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: CoresetSampler([]), "non-empty list of integers"),
+        (lambda: CoresetSampler([-1]), "integers ≥ 0"),
+        (lambda: CoresetSampler([0.5]), "integers ≥ 0"),
+        (lambda: CoresetSampler([1, 2], weights=torch.ones(3)), "one value per index"),
+        (lambda: CoresetSampler([1], num_replicas=2, rank=2), r"rank 2 of 2"),
+        (lambda: CoresetSampler([1], seed=-1), "seed must be ≥ 0"),
+        (lambda: list(CoresetSampler(None)), r"call begin_epoch\(0\)"),
+        (lambda: len(CoresetSampler(None)), r"call begin_epoch\(0\)"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
