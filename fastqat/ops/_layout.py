@@ -8,10 +8,11 @@ from torch import Tensor
 
 def storage_order(x: Tensor) -> list[int] | None:
     """Dimensions of `x` from the slowest to the fastest in memory, those of size 1 left out; None when `x` has gaps or overlaps."""
-    dims = sorted((d for d in range(x.dim()) if x.shape[d] != 1), key=lambda d: -x.stride(d))
+    strides = x.stride()
+    dims = sorted((d for d in range(x.dim()) if x.shape[d] != 1), key=lambda d: -strides[d])
     expected = 1
     for d in reversed(dims):
-        if x.stride(d) != expected:
+        if strides[d] != expected:
             return None
         expected *= x.shape[d]
     return dims

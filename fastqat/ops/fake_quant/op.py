@@ -110,13 +110,14 @@ def _codes_fake(x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, 
 
 
 def _backward(grad_y: Tensor, x: Tensor, scale: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x, *rest = _backend.pick(OP, x, scale).backward(grad_y, x, scale, *options)
-    return grad_x, *(scale.new_empty(0) if grad is None else grad for grad in rest)
+    grad_x, grad_scale, grad_zero_point = _backend.pick(OP, x, scale).backward(grad_y, x, scale, *options)
+    nothing = scale.new_empty(0)
+    return grad_x, nothing if grad_scale is None else grad_scale, nothing if grad_zero_point is None else grad_zero_point
 
 
 def _backward_fake(grad_y: Tensor, x: Tensor, scale: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    wanted = options[-2:]
-    return torch.empty_like(x), *(torch.empty_like(scale) if want else scale.new_empty(0) for want in wanted)
+    grad_scale, grad_zero_point = (torch.empty_like(scale) if wanted else scale.new_empty(0) for wanted in options[-2:])
+    return torch.empty_like(x), grad_scale, grad_zero_point
 
 
 _RANGE = "Tensor x, Tensor scale, Tensor? zero_point, int qmin, int qmax, int? axis, str semantics"

@@ -100,7 +100,7 @@ def logit_scores(logits: Tensor, targets: Tensor | None = None, teacher_logits: 
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
         >>> scores = fq.logit_scores(logits, torch.tensor([0, 1]), teacher_logits=torch.zeros(2, 2))
         >>> scores.evs, scores.ds
-        (tensor([0.1686, 0.7071]), tensor([0.5386, 0.0000]))
+        (tensor([0.1686, 0.7071]), tensor([0.5385, 0.0000]))
         >>> fq.logit_scores(logits).loss is None
         True
     """

@@ -1,0 +1,31 @@
+"""The code in the README runs, and its commands exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_python_blocks_run() -> None:
+    found = blocks("python")
+    assert found
+    for block in found:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_commands_parse() -> None:
+    from fastqat.cli import main
+
+    commands = {line.split()[1] for block in blocks("sh") for line in block.splitlines() if line.startswith("fastqat ")}
+    assert {"train", "score", "report", "bench", "info"} <= commands
+    for command in commands:
+        try:
+            main([command, "--help"])
+        except SystemExit as stop:
+            assert not stop.code, command
