@@ -87,6 +87,7 @@ BACKENDS: dict[str, Backend] = {
 }
 
 _implementations: dict[str, dict[str, Any]] = {}
+_FROM_ENVIRONMENT = os.environ.get("FASTQAT_BACKEND") or None
 _forced: ContextVar[str | None] = ContextVar("fastqat_backend", default=None)
 
 
@@ -98,28 +99,36 @@ def register(op: str, backend: str, implementation: Any) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
     _implementations.setdefault(op, {})[backend] = implementation
+    _candidates.cache_clear()
+
+
+def _why_not(op: str, name: str, device_type: str | None = None) -> str | None:
+    """None when backend `name` can run `op` (on `device_type`) here, else the reason."""
+    if name not in _implementations.get(op, {}):
+        return f"has no kernel for {op}"
+    backend = BACKENDS[name]
+    if device_type is not None and name != "reference" and device_type not in backend.device_types:
+        return f"does not serve device {device_type!r}"
+    return backend.reason()
+
+
+def _refusal(implementation: Any, tensors: tuple[torch.Tensor, ...]) -> str | None:
+    refuses = getattr(implementation, "refuses", None)
+    return refuses(*tensors) if refuses else None
+
+
+@functools.cache
+def _candidates(op: str, device_type: str) -> tuple[Any, ...]:
+    """Implementations that can run `op` on `device_type` here, in order of preference; found once, since `pick` runs at every call."""
+    return tuple(_implementations[op][name] for name in BACKENDS if _why_not(op, name, device_type) is None)
 
 
 def _forced_backend() -> str | None:
-    name = _forced.get() or os.environ.get("FASTQAT_BACKEND") or None
+    """The backend asked for by name; the environment is read at import."""
+    name = _forced.get() or _FROM_ENVIRONMENT
     if name is not None and name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r} in FASTQAT_BACKEND; choose one of {', '.join(BACKENDS)}")
     return name
-
-
-def _why_not(op: str, name: str, tensors: tuple[torch.Tensor, ...]) -> str | None:
-    """None when backend `name` can run `op` on `tensors`, else the reason."""
-    implementation = _implementations.get(op, {}).get(name)
-    if implementation is None:
-        return f"has no kernel for {op}"
-    reason = BACKENDS[name].reason()
-    if reason is None and tensors:
-        device = tensors[0].device.type
-        if name != "reference" and device not in BACKENDS[name].device_types:
-            return f"does not serve device {device!r}"
-        refuses = getattr(implementation, "refuses", None)
-        reason = refuses(*tensors) if refuses else None
-    return reason
 
 
 def pick(op: str, *tensors: torch.Tensor) -> Any:
@@ -128,28 +137,26 @@ def pick(op: str, *tensors: torch.Tensor) -> Any:
     Raises:
         RuntimeError: a backend was asked for by name (`use_backend`, ``FASTQAT_BACKEND``) and cannot run; it never falls back.
     """
+    device_type = tensors[0].device.type
     forced = _forced_backend()
     if forced is not None:
-        reason = _why_not(op, forced, tensors)
+        implementation = _implementations[op].get(forced)
+        reason = _why_not(op, forced, device_type) or _refusal(implementation, tensors)
         if reason:
             raise RuntimeError(
                 f"backend {forced!r} was asked for, but it cannot run {op}: {reason}. "
                 "Remove use_backend() / FASTQAT_BACKEND to let fastqat choose."
             )
-        return _implementations[op][forced]
-    for name in BACKENDS:
-        if _why_not(op, name, tensors) is None:
-            return _implementations[op][name]
-    raise RuntimeError(f"no backend can run {op} on {tensors[0].device if tensors else 'this machine'}")
+        return implementation
+    for implementation in _candidates(op, device_type):
+        if _refusal(implementation, tensors) is None:
+            return implementation
+    raise RuntimeError(f"no backend can run {op} on {tensors[0].device}")
 
 
 def backends_for(op: str, device_type: str = "cpu") -> list[str]:
     """Names of the backends that can run `op` here on `device_type`; tests and benchmarks loop over them."""
-    return [
-        name
-        for name, backend in BACKENDS.items()
-        if _why_not(op, name, ()) is None and (name == "reference" or device_type in backend.device_types)
-    ]
+    return [name for name in BACKENDS if _why_not(op, name, device_type) is None]
 
 
 @contextlib.contextmanager
@@ -205,4 +212,4 @@ def backends() -> BackendTable:
         >>> fq.backends()["reference"]["fake_quant"] is None
         True
     """
-    return BackendTable({name: {op: BACKENDS[name].reason() or _why_not(op, name, ()) for op in _implementations} for name in BACKENDS})
+    return BackendTable({name: {op: BACKENDS[name].reason() or _why_not(op, name) for op in _implementations} for name in BACKENDS})

@@ -127,6 +127,8 @@ def cannot_swap(layer: nn.Module) -> str | None:
         return f"{type(layer).__name__} is a subclass of {base.__name__}; only the exact type is swapped"
     if "weight" not in layer._parameters:
         return "its weight is computed by a hook (weight_norm, spectral_norm or pruning); remove the hook first"
+    if "forward" in vars(layer):
+        return "its forward was replaced on the instance, which would bypass the quantizers; restore it first"
     return None
 
 

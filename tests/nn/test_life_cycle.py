@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
 
 from fastqat.nn import QConfig, calibrate, param_groups, quantize
 from fastqat.quantizers import QuantSpec, list_quantizers
@@ -158,6 +160,27 @@ def test_a_whole_model_can_be_pickled(how: Any) -> None:
     again = how(model)
     assert torch.equal(again(X), model(X))
     assert again[0].activation_quantizer.layer == "0"
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_gives_the_same_gradients(reentrant: bool) -> None:
+    grads = []
+    for wrapped in (False, True):
+        model = calibrated().eval()
+        x = X.clone().requires_grad_()
+        y = checkpoint(model, x, use_reentrant=reentrant) if wrapped else model(x)
+        y.square().mean().backward()
+        grads.append({name: p.grad for name, p in model.named_parameters()})
+    torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=0)
+
+
+def test_averaged_model_of_a_quantized_model() -> None:
+    model = calibrated()
+    average = AveragedModel(model)
+    steps(model, torch.optim.SGD(param_groups(model, 0.05)), 2)
+    average.update_parameters(model)
+    model.eval(), average.eval()
+    torch.testing.assert_close(average(X), model(X))
 
 
 def test_safetensors_round_trip() -> None:

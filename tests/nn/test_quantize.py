@@ -129,16 +129,19 @@ def test_subclasses_and_computed_weights_are_reported() -> None:
         "parametrized": nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
         "old_norm": nn.utils.spectral_norm(nn.Linear(4, 4)),
         "pruned": prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5),
+        "wrapped": nn.Linear(4, 4),
         "plain": nn.Linear(4, 4),
     }
+    layers["wrapped"].forward = layers["wrapped"].forward
     model = nn.ModuleDict(layers)
-    with pytest.warns(UserWarning, match="4 layers cannot be swapped.*subclass, parametrized, old_norm, pruned"):
+    with pytest.warns(UserWarning, match="5 layers cannot be swapped.*subclass, parametrized, old_norm, pruned, wrapped"):
         quantized = quantize(model, "w4a32", skip=(), inplace=True)
     assert swapped(quantized) == ["plain"]
     notes = {row.name: row.note for row in summary(quantized)}
     assert "MyLinear is a subclass of Linear" in notes["subclass"]
     assert "parametrize" in notes["parametrized"]
     assert "hook" in notes["old_norm"] and "hook" in notes["pruned"]
+    assert "forward was replaced" in notes["wrapped"]
 
 
 def test_a_model_that_torch_cannot_copy() -> None:

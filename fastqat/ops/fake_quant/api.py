@@ -14,7 +14,9 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def _checked_axis(x: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int | None) -> int | None:
     """The axis, counted from the front; scale and zero point have the length it asks for."""
     if axis is not None and not -x.dim() <= axis < x.dim():
-        raise ValueError(f"axis {axis} is out of range for a tensor of {x.dim()} dimensions; accepted: {-x.dim()} to {x.dim() - 1}, or None")
+        raise ValueError(
+            f"axis {axis} is out of range for a tensor of {x.dim()} dimensions; accepted: {-x.dim()} to {x.dim() - 1}, or None"
+        )
     axis = axis if axis is None or axis >= 0 else axis + x.dim()
     length = 1 if axis is None else x.shape[axis]
     for name, values in (("scale", scale), ("zero_point", zero_point)):

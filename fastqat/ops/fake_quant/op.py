@@ -154,9 +154,7 @@ class FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # torch types it as *Any
         x, scale, zero_point = ctx.saved_tensors
         _, needs_scale, needs_zero_point = ctx.needs_input_grad[:3]
-        grad_x, grad_scale, grad_zero_point = fake_quant_backward(
-            grad_y, x, scale, zero_point, *ctx.options, needs_scale, needs_zero_point
-        )
+        grad_x, grad_scale, grad_zero_point = fake_quant_backward(grad_y, x, scale, zero_point, *ctx.options, needs_scale, needs_zero_point)
         return (
             grad_x if ctx.needs_input_grad[0] else None,
             grad_scale if needs_scale else None,

@@ -145,12 +145,12 @@ def _backward_fake(grad_y: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> tup
     shapes = (x, weight, weight.new_empty(weight.shape[0], dtype=x.dtype), x_scale, x_scale, w_scale, w_scale)
     wide = any(needs[i] for i in (1, 2, 5, 6)), any(needs[i] for i in (0, 3, 4))
     computed = (wide[1], wide[0], *needs[2:])
-    return tuple(torch.empty_like(shape) if done and shape is not None else _nothing(x) for shape, done in zip(shapes, computed, strict=True))
+    return tuple(
+        torch.empty_like(shape) if done and shape is not None else _nothing(x) for shape, done in zip(shapes, computed, strict=True)
+    )
 
 
-_OPERANDS = (
-    "Tensor? x_scale, Tensor? x_zero_point, Tensor? w_scale, Tensor? w_zero_point, int[] x_code, int[] w_code, int[] conv"
-)
+_OPERANDS = "Tensor? x_scale, Tensor? x_zero_point, Tensor? w_scale, Tensor? w_zero_point, int[] x_code, int[] w_code, int[] conv"
 quant_layer = define_op(f"quant_layer(Tensor x, Tensor weight, Tensor? bias, {_OPERANDS}) -> Tensor", _forward, _forward_fake)
 quant_layer_backward = define_op(
     f"quant_layer_backward(Tensor grad_y, Tensor x, Tensor weight, {_OPERANDS}, float[] factors, bool[] per_scale, bool[] needs) -> "
