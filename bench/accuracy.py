@@ -22,7 +22,17 @@ from fastqat._files import write_atomic
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.csv"
 COLUMNS = ("dataset", "model", "qconfig", "select", "fraction", "loss", "seed", "epochs", "float_accuracy", "test_accuracy")
-COSTS = ("val_accuracy", "gradient_steps", "scoring_forwards", "unique_samples", "seconds", "selection_seconds", "threads", "commit", "torch")
+COSTS = (
+    "val_accuracy",
+    "gradient_steps",
+    "scoring_forwards",
+    "unique_samples",
+    "seconds",
+    "selection_seconds",
+    "threads",
+    "commit",
+    "torch",
+)
 FLOAT_EPOCHS = {"cifar10": 12, "fashion-mnist": 6}
 # Full data for a quarter of the epochs: 2.5 times the gradient steps of the runs on a tenth.
 METHODS = {"none": {"epochs": 5}, "rs2": {"epochs": 20, "fraction": 0.1}, "acs": {"epochs": 20, "fraction": 0.1, "interval": 5}}

@@ -20,10 +20,14 @@ def _holds_nothing() -> Iterable[Tensor]:
 
 @dataclass(frozen=True)
 class Work:
-    """One thing to time: `call` does it once and returns its results by name; `holds` lists what stays allocated between calls."""
+    """One thing to time: `call` does it once and returns its results by name.
+
+    `holds` lists what stays allocated between calls; `moved` are the bytes it reads and writes where they are not the case's (a copy).
+    """
 
     call: Callable[[], Results]
     holds: Callable[[], Iterable[Tensor]] = _holds_nothing
+    moved: int | None = None
 
 
 @dataclass(frozen=True)

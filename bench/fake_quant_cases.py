@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,7 +127,7 @@ def _torchao(inputs: Inputs) -> Work:
     return trained(lambda own, x, scale: _fake_quantize_affine(x, block, scale, zero, torch.int8, QMIN, QMAX))(inputs)
 
 
-COPY = Contender("x.clone()", lambda inputs: Work(lambda: {"copy": inputs.x.clone()}), agrees=())
+COPY = Contender("x.clone()", lambda inputs: Work(lambda: {"copy": inputs.x.clone()}, moved=2 * inputs.x.nbytes), agrees=())
 # torch tests the range on the rounded value, so its gradients differ by design in half a step at both ends.
 LEARNABLE = Contender("torch learnable", trained(_learnable), agrees=("x_hat",))
 FP32_ONLY = Contender("torch learnable", trained(_learnable), reason=never("its backward takes float32 only"), agrees=())
@@ -137,11 +138,11 @@ BREVITAS = Contender("brevitas", _brevitas, reason=needs_package("brevitas"), ag
 TORCHAO = Contender("torchao", _torchao, reason=needs_package("torchao"), agrees=("x_hat",))
 
 
-def _lsq_case(variant: str, about: str, setup: Callable[[Size], Inputs], learnable: Contender = LEARNABLE, **options: object) -> Case:
+def _lsq_case(variant: str, about: str, setup: Callable[[Size], Inputs], learnable: Contender = LEARNABLE, **options: Any) -> Case:
     peers = (COPY, learnable, EAGER, COMPILED, BREVITAS, TORCHAO)
     return Case(
         f"lsq/{variant}", f"LSQ forward + backward, {about}", setup, Contender("fastqat", trained(_ours)), peers, bytes_both, **options
-    )  # type: ignore[arg-type]
+    )
 
 
 CASES = (

@@ -31,7 +31,7 @@ class Machine:
 def this_machine() -> Machine:
     """The facts of this process, now."""
     return Machine(
-        time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        time=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
         commit=source_commit() or "",
         fastqat=_version("fastqat") or "source",
         torch=torch.__version__,

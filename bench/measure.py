@@ -50,5 +50,6 @@ def measure(case: Case, size: Size, said: Callable[[str], None] = lambda _: None
     budget, least = EFFORT[size]
     times = interleaved({name: work.call for name, work in works.items()}, budget=budget, least_rounds=least)
     said("memory")
-    measured = {name: Measured(times[name], peak_bytes(work.call, held_bytes(work.holds()))) for name, work in works.items()}
+    peaks = {name: peak_bytes(work.call, held_bytes(work.holds())) for name, work in works.items()}
+    measured = {name: Measured(times[name], peaks[name], work.moved) for name, work in works.items()}
     return rows_of(case, inputs, size, "bench", measured, absent)

@@ -47,10 +47,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of one contender: seconds per call [rounds], and the peak bytes of a call."""
+    """What was measured of one contender: seconds per call [rounds], the peak bytes of a call, its own `Work.moved`."""
 
     seconds: np.ndarray
     peak_bytes: int | None = None
+    moved: int | None = None
 
 
 COPY = "x.clone()"
@@ -60,36 +61,37 @@ def rows_of(case: Case, inputs: object, size: str, how: str, measured: dict[str,
     """The rows of one case: measured contenders with all their numbers, absent ones with the reason."""
     moved = case.moved(inputs) if case.moved else None
     flops = case.flops(inputs) if case.flops else None
-    copied = 2 * _copy_bytes(inputs) if COPY in measured else None
-    ours = measured.get(case.candidate.name)
+    copy = measured.get(COPY)
+    copy_gbps = _rate(copy.moved, float(np.median(copy.seconds))) if copy else None
     rows = []
     for contender in case.contenders:
         name = contender.name
         if name not in measured:
             rows.append(Row(case.name, name, size, how, absent=absent.get(name, "not measured")))
             continue
-        p20, p50, p80 = np.quantile(measured[name].seconds, [0.2, 0.5, 0.8])
-        gbps = _rate(copied if name == COPY else moved, p50)
-        copy_gbps = _rate(copied, float(np.median(measured[COPY].seconds))) if copied else None
-        time_ratio, memory_ratio = _ratios(ours, measured[name])
+        found = measured[name]
+        p20, p50, p80 = (_short(1e3 * float(p)) for p in np.quantile(found.seconds, [0.2, 0.5, 0.8]))
+        gbps = _rate(found.moved or moved, p50 / 1e3)
+        time_ratio, memory_ratio = _ratios(measured.get(case.candidate.name), found)
         row = Row(
-            *(case.name, name, size, how, len(measured[name].seconds)),
-            *(_short(1e3 * p) for p in (p20, p50, p80)),
+            case.name,
+            name,
+            size,
+            how,
+            rounds=len(found.seconds),
+            p20_ms=p20,
+            p50_ms=p50,
+            p80_ms=p80,
             gbps=gbps,
             copy_share=_short(gbps / copy_gbps) if gbps and copy_gbps else None,
-            gflops=_rate(flops, p50),
-            peak_bytes=measured[name].peak_bytes,
+            gflops=_rate(flops, p50 / 1e3),
+            peak_bytes=found.peak_bytes,
             time_ratio=time_ratio,
             memory_ratio=memory_ratio,
             goals=goals_text(case, name, time_ratio, memory_ratio),
         )
         rows.append(row)
     return rows
-
-
-def _copy_bytes(inputs: object) -> int:
-    """Bytes of the tensor that the copy reads."""
-    return getattr(inputs, "x", getattr(inputs, "student", None)).nbytes  # type: ignore[union-attr]
 
 
 def _rate(amount: int | None, seconds: float) -> float | None:

@@ -32,31 +32,35 @@ class Inputs:
 
 
 def batch_of(layout: torch.memory_format) -> Callable[[Size], Inputs]:
-    """A set-up: the model and its batch in a memory layout; small: ResNet-8 and a batch of 8 in fp64, where no rounding flips a code."""
+    """A set-up: the model and its batch in a memory layout. Small: ResNet-8, 4 pictures of 16², fp64, where no rounding flips a code."""
 
     def setup(size: Size) -> Inputs:
         torch.manual_seed(0)
-        samples, dtype = (8, torch.float64) if size == "small" else (32, torch.float32)
+        samples, side, dtype = (4, 16, torch.float64) if size == "small" else (32, 32, torch.float32)
         model = make_model("resnet8", 10, (3, 32, 32)) if size == "small" else resnet18(10)
-        x = torch.randn(samples, 3, 32, 32).to(dtype, memory_format=layout)
-        return Inputs(model.to(dtype).to(memory_format=layout), x, torch.arange(samples) % 10)
+        x = torch.randn(samples, 3, side, side).to(dtype, memory_format=layout)
+        return Inputs(model.to(dtype=dtype, memory_format=layout), x, torch.arange(samples) % 10)
 
     return setup
 
 
 def step_of(build: Callable[[Inputs], nn.Module]) -> Callable[[Inputs], Work]:
-    """Forward, cross-entropy, backward and an SGD step with momentum, on the model that `build` makes."""
+    """Forward, cross-entropy, backward and an SGD step with momentum, on the model that `build` makes.
+
+    Its results are the loss and the momentum of the first convolution: after one step, a gradient that came through every layer.
+    """
 
     def make(inputs: Inputs) -> Work:
         model = build(inputs)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+        first = next(model.parameters())
 
         def call() -> Results:
             loss = F.cross_entropy(model(inputs.x), inputs.y)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            return {"loss": loss.detach()}
+            return {"loss": loss.detach(), "gradient": optimizer.state[first]["momentum_buffer"]}
 
         def holds() -> Iterator[Tensor]:
             yield from (inputs.x, inputs.y, *model.parameters(), *model.buffers())

@@ -54,7 +54,8 @@ def test_speed(case: Case, contender: Contender, benchmark: Any, collected: Any,
     benchmark.group = case.name
     budget, least = EFFORT[size]
     benchmark.pedantic(work.call, rounds=_rounds(work.call, budget / len(case.contenders), least), warmup_rounds=1)
-    measured[contender.name] = Measured(np.array(benchmark.stats.stats.data), peak_bytes(work.call, held_bytes(work.holds())))
+    seconds, peak = np.array(benchmark.stats.stats.data), peak_bytes(work.call, held_bytes(work.holds()))
+    measured[contender.name] = Measured(seconds, peak, work.moved)
     assert measured[contender.name].seconds.min() > 0
 
 

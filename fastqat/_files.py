@@ -29,7 +29,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(error.errno, f"cannot write {path}: {error.strerror}; free some space or choose another folder (an older file is untouched)") from error
+            raise OSError(
+                error.errno, f"cannot write {path}: {error.strerror}; free some space or choose another folder (an older file is untouched)"
+            ) from error
         raise
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import platform
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 
+import fastqat
 from fastqat._backend import NATIVE_REASON, backends
 
 # package → what it is for here
@@ -24,7 +26,7 @@ OPTIONAL = {
 def info_text() -> str:
     """Versions, build facts, CPU level, backends and optional packages, as lines of text."""
     lines = [
-        f"fastqat    {_version('fastqat') or 'from the source tree'}",
+        f"fastqat    {fastqat.__version__} in {Path(fastqat.__file__).parent}",
         f"python     {platform.python_version()} on {platform.platform()}",
         f"torch      {torch.__version__}, CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} threads",
         f"CPU        {torch.backends.cpu.get_cpu_capability()} as torch sees it",

@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from .nn.layer import QuantLayer
 from .ops.fake_quant import reference
+from .quantizers import Quantizer
 
 
 def assert_same_bits(got: Tensor, want: Tensor, what: str = "tensors") -> None:
     """Equal shape, dtype and bits; −0 differs from +0, any NaN equals any NaN."""
-    assert got.shape == want.shape and got.dtype == want.dtype, f"{what}: {got.dtype} {list(got.shape)} against {want.dtype} {list(want.shape)}"
+    assert got.shape == want.shape and got.dtype == want.dtype, (
+        f"{what}: {got.dtype} {list(got.shape)} against {want.dtype} {list(want.shape)}"
+    )
     same = (got == want) & (torch.signbit(got) == torch.signbit(want)) if got.dtype.is_floating_point else got == want
     same |= got.isnan() & want.isnan()
     wrong = int((~same).sum())
@@ -68,7 +71,9 @@ def eager_lsq(x: Tensor, scale: Tensor, qmin: int, qmax: int, grad_factor: float
     return (v + (v.round() - v).detach()) * step
 
 
-def scale_terms(grad_y: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, axis: int | None, semantics: str) -> tuple[Tensor, Tensor]:
+def scale_terms(
+    grad_y: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, axis: int | None, semantics: str
+) -> tuple[Tensor, Tensor]:
     """The contract's fp32 terms of the scale and zero point gradients, one per element of x."""
     _, scale_term, zero_point_term = reference.gradient_terms(grad_y, x, scale, zero_point, qmin, qmax, axis, semantics)
     return scale_term, zero_point_term
@@ -79,17 +84,22 @@ class EagerLSQLayer(nn.Module):
 
     def __init__(self, layer: QuantLayer):
         super().__init__()
-        self.weight = nn.Parameter(layer.weight.detach().clone())
-        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
-        self.options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")} if isinstance(layer, nn.Conv2d) else {}
+        own = dict(layer.named_parameters(recurse=False))
+        self.weight = nn.Parameter(own["weight"].detach().clone())
+        self.bias = nn.Parameter(own["bias"].detach().clone()) if "bias" in own else None
+        names = ("stride", "padding", "dilation", "groups") if isinstance(layer, nn.Conv2d) else ()
+        self.options = {name: getattr(layer, name) for name in names}
         for role in ("weight", "activation"):
-            quantizer = getattr(layer, f"{role}_quantizer")
+            quantizer: Quantizer | None = getattr(layer, f"{role}_quantizer")
             setattr(self, f"{role}_scale", None if quantizer is None else nn.Parameter(quantizer.scale.detach().clone()))
             setattr(self, f"{role}_range", None if quantizer is None else quantizer.qrange())
 
     def _quantized(self, role: str, values: Tensor, elements: int) -> Tensor:
         scale, limits = getattr(self, f"{role}_scale"), getattr(self, f"{role}_range")
-        return values if scale is None else eager_lsq(values, scale, *limits, 1 / math.sqrt(elements * limits[1]))
+        if scale is None:
+            return values
+        qmin, qmax = limits
+        return eager_lsq(values, scale, qmin, qmax, 1 / math.sqrt(elements * qmax))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self._quantized("activation", x, x[0].numel())

@@ -15,9 +15,10 @@ import fastqat.cli
 import fastqat.train.run
 from fastqat.cli import main
 from fastqat.selection.table import ScoreTable
+from fastqat.train import demo
 from fastqat.train.config import TrainConfig
 
-TINY = "--limit 120 --float-epochs 1 --epochs 1 --batch-size 16 --fraction 0.3 --no-report --no-progress --threads 1".split()
+TINY = ["--limit=120", "--float-epochs=1", "--epochs=1", "--batch-size=16", "--fraction=0.3", "--no-report", "--no-progress", "--threads=1"]
 
 
 @pytest.fixture
@@ -73,6 +74,25 @@ def test_info_tells_versions_and_backends(capsys):
     assert torch.__version__ in out and "native part" in out and "reference" in out and "matplotlib" in out
 
 
+def test_demo_compares_four_runs(runs, capsys, monkeypatch):
+    small = {name: (about, replace(c, limit=150, float_epochs=1, epochs=min(c.epochs, 1))) for name, (about, c) in demo.STORIES.items()}
+    monkeypatch.setattr(demo, "STORIES", small)
+    for _ in range(2):  # a second demo replaces the first
+        assert main(["demo"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "the tenth that ACS picks" in out and (runs / "demo/comparison.html").is_file() and (runs / "demo/acs-tenth/report.html").is_file()
+    )
+
+
+def test_bench_passes_its_flags_on(monkeypatch):
+    bench = pytest.importorskip("fastqat._bench.run")
+    seen = {}
+    monkeypatch.setattr(bench, "main", lambda **flags: seen.update(flags))
+    assert main(["bench", "--quick", "--filter", "lsq"]) == 0
+    assert seen["quick"] is True and seen["filter"] == "lsq"
+
+
 BAD = {
     "fraction": (["train", "--fraction", "0"], "fraction must lie in (0, 1]; got 0.0"),
     "missing data": (["train", "--data", "fashion-mnist", "--data-root", "nowhere"], "torchvision.datasets.FashionMNIST"),
@@ -121,7 +141,20 @@ def test_a_defect_is_not_hidden(runs, monkeypatch):
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):
-    command = [sys.executable, "-m", "fastqat", "train", "--name", "x", "--runs", str(tmp_path), "--epochs", "100000", "--float-epochs", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "fastqat",
+        "train",
+        "--name",
+        "x",
+        "--runs",
+        str(tmp_path),
+        "--epochs",
+        "100000",
+        "--float-epochs",
+        "1",
+    ]
     root = Path(fastqat.cli.__file__).parents[1]
     process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

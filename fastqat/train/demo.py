@@ -23,7 +23,7 @@ STORIES = {
 }
 
 
-def demo(runs: Path, seed: int = 0, threads: int | None = None, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
+def demo(runs: Path, seed: int = 0, threads: int = 1, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
     """Train the four runs of `STORIES` anew in the folder `runs`, print a table, write ``comparison.html``; returns the summaries.
 
     Raises:
@@ -32,7 +32,9 @@ def demo(runs: Path, seed: int = 0, threads: int | None = None, say: Callable[[s
     start, summaries = time.perf_counter(), []
     for name, (_, story) in STORIES.items():
         summaries.append(train(replace(story, runs=runs, name=name, seed=seed, threads=threads, overwrite=True), say=say))
-    print_table(("training", "test accuracy", "steps", "samples used", "seconds"), [*map(_line, STORIES.values(), summaries)], "digits, resnet8")
+    print_table(
+        ("training", "test accuracy", "steps", "samples used", "seconds"), [*map(_line, STORIES.values(), summaries)], "digits, resnet8"
+    )
     write_comparison_page([runs / name for name in STORIES], runs / "comparison.html", say)
     say(f"demo: {time.perf_counter() - start:.0f} s")
     return summaries

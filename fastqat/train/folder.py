@@ -29,25 +29,29 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
 
-    def open(self, config: TrainConfig) -> bool:
-        """Make the folder, or check that `config` may go on in it; True when there is something to resume.
+    def may_resume(self, config: TrainConfig) -> bool:
+        """Whether `config` goes on with a run that is here; nothing is changed.
 
         Raises:
             InputError: the run exists and neither resume nor overwrite was asked for.
             CheckpointError: resume with settings that would change the result.
         """
-        exists = (self.path / "config.yaml").is_file()
-        if exists and config.overwrite:
-            shutil.rmtree(self.path)
-            exists = False
-        if exists and not config.resume:
+        if config.overwrite or not (self.path / "config.yaml").is_file():
+            return False
+        if not config.resume:
             raise InputError(f"run {self.path} exists; continue it with --resume, replace it with --overwrite, or choose another --name")
-        if exists:
-            self._check_same(config)
-            self._remove_parts()
-        else:
-            write_atomic(self.path / "config.yaml", replace(config, resume=False, overwrite=False).to_yaml())
-        return exists
+        self._check_same(config)
+        return True
+
+    def open(self, config: TrainConfig, resumed: bool) -> None:
+        """Make the folder anew, or clear away what a killed process was writing."""
+        if resumed:
+            for part in self.path.rglob(".*.part"):
+                part.unlink(missing_ok=True)
+            return
+        if config.overwrite and (self.path / "config.yaml").is_file():
+            shutil.rmtree(self.path)
+        write_atomic(self.path / "config.yaml", replace(config, resume=False, overwrite=False).to_yaml())
 
     def _check_same(self, config: TrainConfig) -> None:
         saved = TrainConfig.from_yaml(self.path / "config.yaml")
@@ -55,11 +59,6 @@ class RunFolder:
         if changed:
             told = ", ".join(f"{name} {getattr(saved, name)} (now {getattr(config, name)})" for name in changed)
             raise CheckpointError(f"run {self.path} was started with {told}; resume it with the same settings or choose another --name")
-
-    def _remove_parts(self) -> None:
-        """Remove what a killed process was writing."""
-        for part in self.path.rglob(".*.part"):
-            part.unlink(missing_ok=True)
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """``metrics.csv``: one row per epoch so far, replaced as a whole."""
@@ -87,7 +86,7 @@ class RunFolder:
 
     def _write_npz(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
         with atomic_path(path) as part, open(part, "wb") as handle:
-            np.savez(handle, **arrays)  # type: ignore[arg-type]
+            np.savez_compressed(handle, **arrays)  # type: ignore[arg-type]
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """``summary.json``: its presence says that the run is finished."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 
+import fastqat
+from fastqat._errors import FastqatError
 from fastqat.data import TensorData
 from fastqat.selection.policies import SelectionPolicy
 from fastqat.train.config import TrainConfig
 from fastqat.train.folder import RunFolder
 from fastqat.train.models import count_parameters
 from fastqat.train.pool import RunData
+from fastqat.train.report import pick_pictures, write_comparison, write_report
 from fastqat.train.stage import StageState
 
 
@@ -29,16 +30,15 @@ def selection_arrays(policy: SelectionPolicy, data: RunData) -> dict[str, np.nda
     return {"indices": policy.selection.indices.numpy(), "labels": data.labels.numpy(), **scores}
 
 
-def save_pictures(folder: RunFolder, data: RunData, say: Callable[[str], None]) -> None:
+def save_pictures(folder: RunFolder, data: RunData) -> None:
     """``pictures.npz``: what was chosen and dropped first, at the first and the last selection that have scores."""
-    report = _report_module(say)
     scored = [arrays for arrays in folder.read_selections() if any(name.startswith("score_") for name in arrays)]
-    if report is None or not scored or len(data.input_shape) != 3:
+    if not scored or len(data.input_shape) != 3:
         return
     index: set[int] = set()
     for arrays in (scored[0], scored[-1]):
         scores = {name.removeprefix("score_"): values for name, values in arrays.items() if name.startswith("score_")}
-        index.update(int(i) for i in report.pick_pictures(arrays["indices"], scores))
+        index.update(int(i) for i in pick_pictures(arrays["indices"], scores))
     chosen = sorted(index)
     folder.write_pictures({"index": np.array(chosen), "x": np.stack([_picture(data, i) for i in chosen])})
 
@@ -79,18 +79,10 @@ def summarise(
         "class_names": list(data.class_names),
         "commit": source_commit(),
         "torch": torch.__version__,
-        "fastqat": version(),
+        "fastqat": fastqat.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() and config.device != "cpu" else "cpu",
         "threads": torch.get_num_threads(),
     }
-
-
-def version() -> str:
-    """Version of the installed package; ``source`` when it is used from a source tree."""
-    try:
-        return metadata.version("fastqat")
-    except metadata.PackageNotFoundError:
-        return "source"
 
 
 def source_commit() -> str | None:
@@ -106,25 +98,17 @@ def source_commit() -> str | None:
 
 
 def write_page(folder: RunFolder, say: Callable[[str], None]) -> None:
-    """``report.html``; without matplotlib it is left out, and that is said."""
-    report = _report_module(say)
-    if report is not None:
-        say(f"report: {report.write_report(folder.path)}")
+    """``report.html``; where it cannot be drawn (no matplotlib) that is said, and the run is no failure."""
+    _say_page("report", lambda: write_report(folder.path), say)
 
 
 def write_comparison_page(run_dirs: Sequence[Path], path: Path, say: Callable[[str], None]) -> None:
-    """One page that compares runs; without matplotlib it is left out, and that is said."""
-    report = _report_module(say)
-    if report is not None:
-        say(f"comparison: {report.write_comparison(run_dirs, path)}")
+    """One page that compares runs; where it cannot be drawn (no matplotlib) that is said."""
+    _say_page("comparison", lambda: write_comparison(run_dirs, path), say)
 
 
-def _report_module(say: Callable[[str], None]) -> Any:
-    """`fastqat.train.report`; None, and said why, where an optional package that it needs is missing."""
+def _say_page(what: str, write: Callable[[], Path], say: Callable[[str], None]) -> None:
     try:
-        return importlib.import_module("fastqat.train.report")
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("fastqat"):
-            raise
-        say(f"no pictures and no report: {error.name} is not installed; pip install {error.name}")
-        return None
+        say(f"{what}: {write()}")
+    except FastqatError as error:
+        say(f"no {what}: {error}")

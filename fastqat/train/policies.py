@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from fastqat._errors import InputError
 from fastqat.methods import ACS
+from fastqat.selection.forwards import device_of
 from fastqat.selection.policies import RS2, RandomSubset, SelectionPolicy, WholeSet
 from fastqat.train.config import TrainConfig
 from fastqat.train.pool import RunData
+from fastqat.train.stage import forward_batch
 
 SELECTS = ("none", "random", "rs2", "acs")
 
@@ -41,6 +43,7 @@ def make_policy(config: TrainConfig, data: RunData, student: nn.Module, teacher:
         schedule=config.schedule,
         first_select=config.first_select,
         bn_reestimate=config.bn_reestimate,
+        batch_size=forward_batch(device_of(student)),
         num_workers=config.workers,
         progress=config.progress,
         forward=scoring_forward(config),

@@ -55,15 +55,18 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> dict[str, 
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    run = Run(config, say)
-    if run.resumed and (finished := run.folder.read_summary()) is not None:
+    folder = RunFolder(config.run_dir)
+    resumed = folder.may_resume(config)
+    if resumed and (finished := folder.read_summary()) is not None:
         say(f"run {config.run_dir} is finished")
         return finished
-    return run.execute()
+    run = Run(config, say)
+    folder.open(config, resumed)
+    return run.execute(folder, resumed)
 
 
 class Run:
-    """Data, models and folder of one run."""
+    """Data and models of one run, checked before anything is written."""
 
     def __init__(self, config: TrainConfig, say: Callable[[str], None]):
         self.config, self.say = config, say
@@ -71,8 +74,6 @@ class Run:
         self.data = prepare_data(config, self.device)
         self.teacher = new_model(config, self.data, self.device)
         self._check()
-        self.folder = RunFolder(config.run_dir)
-        self.resumed = self.folder.open(config)
         self.plan = StagePlan(
             name="qat",
             epochs=config.epochs,
@@ -91,20 +92,20 @@ class Run:
         student = self.teacher if self.config.qconfig == "none" else quantize(self.teacher, self.config.qconfig)
         make_policy(self.config, self.data, student, self.teacher).beta(0)
 
-    def execute(self) -> dict[str, Any]:
+    def execute(self, folder: RunFolder, resumed: bool) -> dict[str, Any]:
         """All stages; returns the summary."""
         pool, test, config = len(self.data.labels), len(self.data.test), self.config  # type: ignore[arg-type]
         self.say(f"{config.run_dir}: {config.model} on {config.data}, {pool:,} samples to train on, {test:,} to test, {self.device}")
-        float_rows = float_model(config, self.data, self.plan, self.teacher, self.folder, self.resumed, self.say)
+        float_rows = float_model(config, self.data, self.plan, self.teacher, folder, resumed, self.say)
         student = self._student()
-        stage = self._stage(student, float_rows)
-        state = stage.fit(self.resumed)
+        stage = self._stage(student, folder, float_rows)
+        state = stage.fit(resumed)
         summary = summarise(config, self.data, student, state, stage.policy, self._test(stage))
         if config.report:
-            save_pictures(self.folder, self.data, self.say)
-        self.folder.write_summary(summary)
+            save_pictures(folder, self.data)
+        folder.write_summary(summary)
         if config.report:
-            write_page(self.folder, self.say)
+            write_page(folder, self.say)
         return summary
 
     def _student(self) -> nn.Module:
@@ -117,8 +118,8 @@ class Run:
         batches = batches_of(self.data.pool, CALIBRATION_BATCH, indices=chosen, num_workers=self.config.workers)
         return calibrate(student, (x for x, _ in batches))
 
-    def _stage(self, student: nn.Module, float_rows: list[dict[str, Any]]) -> Stage:
-        config, folder = self.config, self.folder
+    def _stage(self, student: nn.Module, folder: RunFolder, float_rows: list[dict[str, Any]]) -> Stage:
+        config = self.config
         groups = param_groups(student, config.lr, config.scale_lr, config.weight_decay)
         policy = make_policy(config, self.data, student, self.teacher)
         return Stage(

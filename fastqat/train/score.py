@@ -18,6 +18,7 @@ from fastqat.train.folder import saved_config
 from fastqat.train.models import make_model
 from fastqat.train.policies import scoring_forward
 from fastqat.train.run import pick_device
+from fastqat.train.stage import forward_batch
 
 
 def score_run(
@@ -58,6 +59,7 @@ def score_run(
         dataset,
         list(scores),
         teacher=teacher.to(place),
+        batch_size=forward_batch(place),
         num_workers=config.workers,
         progress=progress,
         forward=scoring_forward(config),

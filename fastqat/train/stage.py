@@ -20,7 +20,10 @@ from fastqat.train.batches import TrainSource, steps_per_epoch
 from fastqat.train.checkpoint import CheckpointStore, load_weights, save_state
 from fastqat.train.engine import EpochResult, LossFunction, check_finite, cosine_factor, evaluate, train_epoch
 
-EVAL_BATCH = 512
+
+def forward_batch(device: torch.device) -> int:
+    """Samples per forward without gradients: what fits a CPU's caches (512 took 1.5 times as long), what fills a GPU."""
+    return 128 if device.type == "cpu" else 1024
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Stage:
         loss: ``loss(logits, y, x)``.
         store: checkpoints of this stage.
         best: file of the best checkpoint, or None.
-        on_epoch: called with (row, state) after each epoch is safe on disk; on resume once with all rows so far.
+        on_epoch: called with the state after each epoch is safe on disk, and once on resume.
         on_select: called with the epoch after each new selection.
         say: told one line per epoch.
     """
@@ -153,7 +156,7 @@ class Stage:
         return evaluate(model, self._plain(dataset), amp=self.plan.amp, channels_last=self.plan.channels_last)
 
     def _plain(self, dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
-        for x, y in batches_of(dataset, EVAL_BATCH, num_workers=self.plan.workers):
+        for x, y in batches_of(dataset, forward_batch(self.plan.device), num_workers=self.plan.workers):
             assert y is not None
             yield x.to(self.plan.device, non_blocking=True), y.to(self.plan.device, non_blocking=True)
 
@@ -182,7 +185,9 @@ class Stage:
         if row["val_accuracy"] != "":
             parts.append(f"val {100 * row['val_accuracy']:.2f} %")
         parts.append(f"{row['samples_per_second']:,.0f} samples/s")
-        self.say("  ".join([*parts, *(["re-selected"] if row["reselected"] else [])]))
+        parts += ["re-selected"] if row["reselected"] else []
+        left = (self.plan.epochs - 1 - row["epoch"]) * row["seconds"] / (row["epoch"] + 1)
+        self.say("  ".join([*parts, f"{left:.0f} s left"]))
 
     def _keep(self, validated: EpochResult | None) -> None:
         """Best checkpoint (without validation the last is the best), this epoch's checkpoint, then whatever the run writes."""

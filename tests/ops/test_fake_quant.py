@@ -30,7 +30,9 @@ def quantizer(channels: int | None, zero_point: bool) -> tuple[torch.Tensor, tor
     return scale, torch.randint(-1, 3, (n,), generator=generator).float() if zero_point else None
 
 
-def gradients(backend: str, x: torch.Tensor, grad: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, **options: object) -> tuple:
+def gradients(
+    backend: str, x: torch.Tensor, grad: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, **options: object
+) -> tuple:
     x, scale = x.detach().requires_grad_(), scale.clone().requires_grad_()
     zero_point = None if zero_point is None else zero_point.clone().requires_grad_()
     with fq.use_backend(backend):
@@ -72,7 +74,9 @@ def test_reciprocal_equals_torch(dtype: torch.dtype, bits: str) -> None:
 def test_reference_gradients_equal_autograd_of_the_formula(semantics: str) -> None:
     x = torch.randn(4, 6, dtype=torch.float64)
     grad, scale = torch.randn_like(x), torch.tensor(0.31, dtype=torch.float64)
-    y, grad_x, grad_scale, grad_zero = gradients("reference", x, grad, scale, torch.tensor(1.0, dtype=torch.float64), qmin=-3, qmax=4, semantics=semantics, grad_factor=0.7)
+    y, grad_x, grad_scale, grad_zero = gradients(
+        "reference", x, grad, scale, torch.tensor(1.0, dtype=torch.float64), qmin=-3, qmax=4, semantics=semantics, grad_factor=0.7
+    )
     xr, sr, zr = x.clone().requires_grad_(), scale.clone().requires_grad_(), torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     v = xr / sr
     rounded = v + (v.round() - v).detach()
@@ -258,7 +262,9 @@ def test_fp64_runs_on_the_reference() -> None:
             fq.fake_quantize(torch.ones(1, dtype=torch.float64), torch.tensor(0.5), qmin=-8, qmax=7)
 
 
-@pytest.mark.parametrize("x", [torch.randn(4, 3), torch.randn(2, 3, 4, 5).permute(0, 2, 3, 1), torch.randn(0, 3)], ids=["plain", "permuted", "empty"])
+@pytest.mark.parametrize(
+    "x", [torch.randn(4, 3), torch.randn(2, 3, 4, 5).permute(0, 2, 3, 1), torch.randn(0, 3)], ids=["plain", "permuted", "empty"]
+)
 def test_opcheck(x: torch.Tensor) -> None:
     common = (torch.tensor([0.1]), torch.tensor([1.0]), -8, 7, None, "div")
     torch.library.opcheck(op.fake_quant, (x, *common))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,81 +12,19 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastqat as fq
+from fastqat import InputError, LogitScores, logit_scores
 from fastqat._backend import backends_for
-from fastqat._errors import InputError
-from fastqat.ops.logit_scores import LogitScores, logit_scores, op
+from fastqat.ops.logit_scores import op
 from fastqat.ops.logit_scores.reference import eager_logit_scores
 from fastqat.testing import assert_same_bits
+
+from .logit_cases import CASES, Oracle, some_targets
 
 BACKENDS = backends_for("logit_scores")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROWS = {1: 6, 2: 200, 10: 100, 1000: 24, 100_000: 1}  # classes: samples
 RTOL, ATOL = 1e-5, 1e-12  # the contract; one rounding to fp32 is 6e-8 of it
 native = pytest.mark.skipif("cpu" not in BACKENDS, reason="fastqat._C is not built")
-
-# Student and teacher logits [n, c], by what is hard about them.
-CASES: dict[str, Callable[[int, int], tuple[Tensor, Tensor]]] = {
-    "spread": lambda n, c: (torch.randn(n, c) * 3, torch.randn(n, c) * 3),
-    "peaked": lambda n, c: (torch.randn(n, c) * 100, torch.randn(n, c) * 100),
-    "extreme": lambda n, c: (torch.rand(n, c) * 2e4 - 1e4, torch.rand(n, c) * 2e4 - 1e4),
-    "flat": lambda n, c: (torch.randn(n, c) * 1e-4, torch.randn(n, c) * 1e-4),
-    "near": lambda n, c: _near(torch.randn(n, c) * 4, 1e-2),
-    "nearer": lambda n, c: _near(torch.randn(n, c) * 4, 1e-4),
-    "nearest": lambda n, c: _near(torch.randn(n, c) * 4, 1e-6),
-    "near_certain": lambda n, c: _near(_certain(n, c), 1e-2),
-    "nearest_certain": lambda n, c: _near(_certain(n, c), 1e-6),
-    "near_shifted": lambda n, c: _near(torch.randn(n, c) * 4, 1e-3, shift=100.0),
-    "one_outlier": lambda n, c: (torch.zeros(n, c), torch.full((n, c), 1e-6).index_fill(1, torch.tensor([0]), 0.1)),
-    "equal": lambda n, c: _near(torch.randn(n, c) * 4, 0.0),
-    "equal_shifted": lambda n, c: _near((torch.randn(n, c) * 4).bfloat16().float(), 0.0, shift=8.0),
-    "ties": lambda n, c: (torch.randint(0, 3, (n, c)).float(), torch.randint(0, 3, (n, c)).float()),
-}
-
-
-def _near(teacher: Tensor, distance: float, shift: float = 0.0) -> tuple[Tensor, Tensor]:
-    return teacher + shift + distance * torch.randn_like(teacher), teacher
-
-
-def _certain(n: int, c: int) -> Tensor:
-    return (torch.randn(n, c) * 4).index_add(1, torch.tensor([0]), torch.full((n, 1), 30.0))
-
-
-def _targets(logits: Tensor) -> Tensor:
-    """The prediction in every second row, any class elsewhere."""
-    targets = torch.randint(0, logits.shape[1], logits.shape[:1])
-    targets[::2] = logits.argmax(1)[::2]
-    return targets
-
-
-class Oracle:
-    """The formulas in numpy's longest float, on the exact values of the logits."""
-
-    def __init__(self, logits: Tensor) -> None:
-        z = logits.double().numpy().astype(np.longdouble)
-        self.rows = np.arange(len(z))
-        self.top = z.argmax(1)
-        self.shifted = z - z.max(1, keepdims=True)
-        exps = np.exp(self.shifted)
-        rest = exps.copy()
-        rest[self.rows, self.top] = 0
-        self.log_total = np.log1p(rest.sum(1))
-        self.p = exps / exps.sum(1, keepdims=True)
-
-    def scores(self, targets: Tensor, teacher: Oracle) -> dict[str, np.ndarray]:
-        others, second = self.p.copy(), self.shifted.copy()
-        others[self.rows, targets.numpy()] = 0
-        second[self.rows, self.top] = -np.inf
-        log_ratio = self.shifted - self.log_total[:, None] - (teacher.shifted - teacher.log_total[:, None])
-        return {
-            "loss": self.log_total - self.shifted[self.rows, targets.numpy()],
-            "evs": np.sqrt(others.sum(1) ** 2 + (others**2).sum(1)),
-            "entropy": self.log_total - (self.p * self.shifted).sum(1),
-            "confidence": self.p.max(1),
-            "margin": -np.expm1(second.max(1)) * self.p.max(1),
-            "ds": np.sqrt(((self.p - teacher.p) ** 2).sum(1)),
-            "res": (self.p * log_ratio - self.p + teacher.p).sum(1),
-            "kd": self.log_total - (teacher.p * self.shifted).sum(1),
-        }
 
 
 def assert_matches_oracle(got: LogitScores, logits: Tensor, targets: Tensor, teacher: Tensor) -> None:
@@ -119,7 +57,16 @@ def seed() -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_accuracy(backend: str, classes: int, case: str) -> None:
     logits, teacher = CASES[case](ROWS[classes], classes)
-    targets = _targets(logits)
+    targets = some_targets(logits)
+    with fq.use_backend(backend):
+        assert_matches_oracle(logit_scores(logits, targets, teacher), logits, targets, teacher)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_agreement_to_the_last_bit(backend: str) -> None:
+    # One fp32 step apart: ds is 2e-11, far below the error of an fp32 normaliser.
+    teacher = torch.tensor([[float.fromhex("-0x1.5e2be4p-10"), float.fromhex("-0x1.8c4d36p-11")]])
+    logits, targets = torch.nextafter(teacher, torch.zeros_like(teacher)), torch.tensor([0])
     with fq.use_backend(backend):
         assert_matches_oracle(logit_scores(logits, targets, teacher), logits, targets, teacher)
 
@@ -131,7 +78,7 @@ def test_storage_types(backend: str, dtype: torch.dtype, teacher_dtype: torch.dt
     logits, teacher = (torch.randn(40, 37) * 5).to(dtype), (torch.randn(40, 37) * 5).to(teacher_dtype)
     teacher[::2] = logits[::2].to(teacher_dtype)
     logits[0, :3] = torch.tensor([65504.0, 1e-7, -6e-8]).to(dtype)
-    targets = _targets(logits)
+    targets = some_targets(logits)
     with fq.use_backend(backend):
         assert_matches_oracle(logit_scores(logits, targets, teacher), logits, targets, teacher)
 
@@ -148,7 +95,7 @@ def test_exp_is_within_two_ulp() -> None:
 
 def test_float64_takes_the_reference() -> None:
     logits = torch.randn(5, 7, dtype=torch.float64)
-    scores = logit_scores(logits, _targets(logits), torch.randn(5, 7))
+    scores = logit_scores(logits, some_targets(logits), torch.randn(5, 7))
     assert {name: values.dtype for name, values in all_fields(scores)} == {
         name: torch.bool if name == "correct" else torch.float64 for name in LogitScores._fields
     }
@@ -250,7 +197,7 @@ def test_same_bits_for_threads_and_instruction_sets(dtype: torch.dtype, rows: in
     from fastqat import _C
 
     logits = (torch.randn(rows, classes) * 6).to(dtype)
-    teacher, targets = (logits + torch.randn(rows, classes) * torch.rand(rows, 1) ** 4).to(dtype), _targets(logits)
+    teacher, targets = (logits + torch.randn(rows, classes) * torch.rand(rows, 1) ** 4).to(dtype), some_targets(logits)
     threads_before, level_before = torch.get_num_threads(), _C.cpu_level()
     results = []
     try:
@@ -301,7 +248,7 @@ def test_compiles_whole_and_once() -> None:
 
 def test_eager_formulas_agree() -> None:
     logits, teacher = torch.randn(20, 9), torch.randn(20, 9)
-    targets = _targets(logits)
+    targets = some_targets(logits)
     eager, got = eager_logit_scores(logits, targets, teacher), logit_scores(logits, targets, teacher)
     assert eager.keys() == {name for name, _ in all_fields(got)}
     for name, values in eager.items():

@@ -21,7 +21,11 @@ def leaf(*shape: int, scale: float = 1.0, dtype: torch.dtype = torch.float32) ->
 
 
 def quantizers(channels: int) -> tuple[QuantArgs, QuantArgs, list[Tensor]]:
-    tensors = [torch.tensor([0.11], requires_grad=True), torch.tensor([2.0], requires_grad=True), torch.full((channels,), 0.2, requires_grad=True)]
+    tensors = [
+        torch.tensor([0.11], requires_grad=True),
+        torch.tensor([2.0], requires_grad=True),
+        torch.full((channels,), 0.2, requires_grad=True),
+    ]
     x_quant = QuantArgs(tensors[0], tensors[1], 0, 15, grad_factor=0.5)
     return x_quant, QuantArgs(tensors[2], None, -8, 7, axis=0, semantics="reciprocal", per_scale=True), tensors
 

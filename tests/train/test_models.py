@@ -58,4 +58,6 @@ def test_first_mismatch_names_the_difference():
     assert first_mismatch(model, model.state_dict()) is None
     assert "layer1.1.conv1.weight, which the model has not" in str(first_mismatch(model, deeper.state_dict()))
     assert "it has no layer1.1" in str(first_mismatch(deeper, model.state_dict()))
-    assert "fc.weight has shape (11, 64), the model (10, 64)" in str(first_mismatch(model, make_model("resnet8", 11, (3, 32, 32)).state_dict()))
+    assert "fc.weight has shape (11, 64), the model (10, 64)" in str(
+        first_mismatch(model, make_model("resnet8", 11, (3, 32, 32)).state_dict())
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import re
 import sys
@@ -13,7 +14,10 @@ import pytest
 
 from fastqat._errors import FastqatError, InputError
 from fastqat.train.report import comparison_lines, comparison_table, facts, pick_pictures, write_comparison, write_report
+from fastqat.train.report.curves import curves
+from fastqat.train.report.drawing import style
 from fastqat.train.report.folder import read_run
+from fastqat.train.report.selection import drift, histograms
 from fastqat.train.report.selection_facts import average_ranks, class_shares, kept_shares, leading_score, rank_correlation
 
 POOL, CLASSES = 300, 10
@@ -61,7 +65,14 @@ def write_selections(run: Path, epochs: list[int]) -> None:
 
 CONFIG = "data: digits\nmodel: resnet8\nqconfig: w2a32\nselect: {select}\nfraction: 0.1\nloss: ce\nseed: 0\n"
 SUMMARY = {
-    **{"float_accuracy": 0.94, "val_accuracy": 0.91, "best_epoch": 11, "gradient_steps": 36, "unique_samples": 61},
+    **{
+        "float_accuracy": 0.94,
+        "val_accuracy": 0.91,
+        "best_epoch": 11,
+        "best_test_accuracy": 0.8975,
+        "gradient_steps": 36,
+        "unique_samples": 61,
+    },
     **{"seconds": 70.0, "selection_seconds": 7.0, "params": 78042, "torch": "2.13.0", "commit": "abc1234"},
 }
 
@@ -97,7 +108,7 @@ def test_whole_run_has_every_part(tmp_path: Path) -> None:
     assert page == run.resolve() / "report.html"
     assert sorted(path.stem for path in (run / "figures").iterdir()) == ["classes", "curves", "drift", "pictures", "scores"]
     text = text_of(page)
-    headline = ("90.50 %", "94.00 %", "−3.50", "resnet8 on digits, quantized to W2A32", "10 %", "1 min 10 s")
+    headline = ("90.50 %", "94.00 %", "−3.50", "resnet8 on digits, quantized to W2A32", "10 %", "1 min 10 s", "after epoch 12", "89.75 %")
     for said in (*headline, f"fastqat train --config {tmp_path.name}/acs/config.yaml", "qconfig: w2a32"):
         assert said in text
 
@@ -136,10 +147,11 @@ def test_damaged_parts_are_named_and_left_out(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     whole = (run / "selections" / "epoch_0005.npz").read_bytes()
     (run / "selections" / "epoch_0005.npz").write_bytes(whole[: len(whole) // 2])
+    np.savez(run / "selections" / "epoch_0010.npz", indices=np.array([POOL]), labels=np.zeros(POOL, int))
     (run / "pictures.npz").write_bytes(b"PK broken")
     (run / "summary.json").write_text('{"test_accuracy": 0.')
     text = text_of(write_report(run))
-    for name in ("epoch_0005.npz", "pictures.npz", "summary.json"):
+    for name in ("epoch_0005.npz", "epoch_0010.npz", "pictures.npz", "summary.json"):
         assert f"{name} could not be read" in text
     assert not (run / "figures" / "pictures.png").exists()
 
@@ -165,6 +177,40 @@ def test_scores_with_nan_constant_scores_and_colour_pictures(tmp_path: Path) -> 
     np.savez(run / "pictures.npz", x=np.zeros((2, 6, 6, 3), np.uint8), index=np.array([290, 5]))
     write_report(run)
     assert len(list((run / "figures").iterdir())) == 5
+
+
+def test_score_that_starts_later_is_drawn_from_its_own_first_selection(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    first = run / "selections" / "epoch_0000.npz"
+    with np.load(first) as archive:
+        np.savez(first, **{name: archive[name] for name in archive.files if name != "score_ds"})
+    with style():
+        titles = [axes.get_title("left") for axes in histograms(read_run(run)).figure.axes]
+        lines = {line.get_label(): list(line.get_xdata()) for line in drift(read_run(run)).figure.axes[0].lines}
+    assert titles[2:4] == ["DS (disagreement with the float model), epoch 6", "DS (disagreement with the float model), epoch 11"]
+    assert lines["ds"] == [11] and lines["acs"] == [6, 11]
+
+
+def test_epochs_count_from_one_in_both_stages(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run", float_epochs=4, qat_epochs=12))
+    with style():
+        axis = curves(run).figure.axes[0]
+        assert [axis.xaxis.get_major_formatter()(place, 0) for place in (-3, 0, 1, 12)] == ["1", "4", "1", "12"]
+        assert list(axis.lines[-1].get_xdata()) == [1, 6, 11]
+
+
+def test_full_disk_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run")
+    before = write_report(run).read_bytes()
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fastqat._files.os.replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_report(run)
+    assert (run / "report.html").read_bytes() == before
+    assert not list(run.rglob("*.part"))
 
 
 def test_many_classes_and_many_selections_without_scores(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from fastqat._errors import CheckpointError
 from fastqat.train.checkpoint import load_state
 from fastqat.train.config import TrainConfig
 from fastqat.train.run import train
+from tests.test_data import make_folder
 
 from .conftest import tiny_config
 
@@ -177,3 +178,20 @@ def test_checkpoint_of_another_model_is_refused(tiny):
     (tiny.run_dir / "summary.json").unlink()
     with pytest.raises(CheckpointError, match="is of another architecture"):
         train(replace(tiny, model="resnet20", resume=True), say=quiet)
+
+
+def test_folder_of_pictures_with_workers(tiny, tmp_path, monkeypatch):
+    """The DataLoader path: random transforms and a torchvision model, crashed after the first epochs and resumed."""
+    pytest.importorskip("torchvision")
+    make_folder(tmp_path / "pictures", each=20)
+    change = {"data": f"imagefolder:{tmp_path / 'pictures'}", "image_size": 32, "workers": 1, "model": "mobilenet_v3_small"}
+    config = replace(tiny, limit=None, float_epochs=1, epochs=2, **change)
+    train(replace(config, name="whole"), say=quiet)
+    with monkeypatch.context() as patch:
+        crash_at_write(patch, 6, after_rename=True)
+        with pytest.raises(Crash):
+            train(config, say=quiet)
+    told: list[str] = []
+    train(replace(config, resume=True), say=told.append)
+    assert any("resumed after epoch 0" in line for line in told)
+    assert_same(final_state(config)["model"], final_state(replace(config, name="whole"))["model"])

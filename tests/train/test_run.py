@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -113,6 +114,16 @@ def test_validation_is_held_out_and_the_same_for_every_seed(tiny):
     assert len(first.data.pool) + len(first.data.val) == 1438
     sizes = torch.bincount(torch.cat([first.data.val.y, first.data.labels])).tolist()
     assert torch.bincount(first.data.val.y).tolist() == [round(0.1 * n) for n in sizes]
+
+
+def test_without_matplotlib_the_run_ends_and_says_so(tiny, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib" or name.startswith("fastqat.train.report")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    told: list[str] = []
+    summary = train(replace(tiny, report=True, epochs=1), say=told.append)
+    assert summary["test_accuracy"] > 0 and (tiny.run_dir / "summary.json").is_file()
+    assert any("matplotlib" in line for line in told)
 
 
 def test_existing_run_is_kept_unless_told(tiny):

@@ -21,8 +21,8 @@ from ..fake_quant.op import OP as FAKE_QUANT
 SEMANTICS = ("div", "reciprocal")
 
 
-class Quantizer(NamedTuple):
-    """One operand's quantizer inside the operator; `code` packs (qmin, qmax, axis or −1, index into SEMANTICS), empty for none."""
+class Operand(NamedTuple):
+    """How one operand is quantized; `code` packs (qmin, qmax, axis or −1, index into SEMANTICS), empty for none."""
 
     scale: Tensor | None
     zero_point: Tensor | None
@@ -103,8 +103,8 @@ def _forward(
     w_code: list[int],
     conv: list[int],
 ) -> Tensor:
-    x_hat = Quantizer(x_scale, x_zero_point, x_code).apply(x)
-    return _layer(x_hat, Quantizer(w_scale, w_zero_point, w_code).apply(weight), bias, conv)
+    x_hat = Operand(x_scale, x_zero_point, x_code).apply(x)
+    return _layer(x_hat, Operand(w_scale, w_zero_point, w_code).apply(weight), bias, conv)
 
 
 def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
@@ -126,7 +126,7 @@ def _backward(
     per_scale: list[bool],
     needs: list[bool],
 ) -> tuple[Tensor, ...]:
-    x_quant, w_quant = Quantizer(x_scale, x_zero_point, x_code), Quantizer(w_scale, w_zero_point, w_code)
+    x_quant, w_quant = Operand(x_scale, x_zero_point, x_code), Operand(w_scale, w_zero_point, w_code)
     needs_x, needs_w, needs_bias, needs_x_scale, needs_x_zp, needs_w_scale, needs_w_zp = needs
     grads = [_nothing(x)] * 7
     if needs_w or needs_w_scale or needs_w_zp or needs_bias:  # first, so that x_hat is gone before the gradient of x is allocated

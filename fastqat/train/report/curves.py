@@ -14,18 +14,22 @@ from fastqat.train.report.folder import Run, series
 
 
 def _steps_of(run: Run) -> tuple[list[dict[str, Any]], np.ndarray, int]:
-    """All metric rows, their position on the epoch axis (1, 2, …, the float epochs first), and how many are float epochs."""
-    rows = run.stage("float") + run.stage("qat")
-    return rows, np.arange(1, len(rows) + 1), len(run.stage("float"))
+    """All metric rows, their place on the epoch axis, and how many are float epochs: those end at 0, quantized ones start at 1."""
+    rows, floats = run.stage("float") + run.stage("qat"), len(run.stage("float"))
+    return rows, np.arange(1, len(rows) + 1) - floats, floats
 
 
 def _mark_stages(axes: Axes, floats: int, total: int, quantized: str) -> None:
+    """Count the epochs of each stage from 1, and shade the float stage."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x if x > 0 else x + floats:.0f}")
+    axes.set_xlim(0.5 - floats, total - floats + 0.5)
     if not floats or floats == total:
         return
-    axes.axvspan(0.5, floats + 0.5, color="#F3F5F7", zorder=0)
+    axes.axvspan(0.5 - floats, 0.5, color="#F3F5F7", zorder=0)
     for label, shift, align in (("float", -6, "right"), (quantized, 6, "left")):
         place: dict[str, Any] = {
-            "xy": (floats + 0.5, 1.0),
+            "xy": (0.5, 1.0),
             "xycoords": axes.get_xaxis_transform(),
             "xytext": (shift, 3),
             "textcoords": "offset points",
@@ -61,9 +65,8 @@ def curves(run: Run) -> Drawing | None:
         _line(panel, x, factor * series(rows, f"val_{key}"), color=BLUE, lw=2, label="validation")
         _mark_stages(panel, floats, len(rows), str(run.fact("qconfig", "quantized")))
         marked = _mark_selections(panel, rows, x)
-        panel.set(xlabel="epoch", xlim=(0.5, len(rows) + 0.5))
+        panel.set_xlabel("epoch")
         panel.set_title(title, pad=16)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0, 0].legend()
     return Drawing(figure, _curves_caption(floats, len(rows), marked))
 
@@ -71,7 +74,7 @@ def curves(run: Run) -> Drawing | None:
 def _curves_caption(floats: int, total: int, marked: bool) -> str:
     text = "Loss (lower is better) and accuracy (higher is better) after each epoch. "
     if floats and floats < total:
-        text += "The grey part is the float model before quantization; the quantized model starts where the grey ends. "
+        text += "The grey part is the float model before quantization; the epochs of the quantized model count from 1 again. "
     if marked:
         text += "A triangle marks an epoch that began with a new selection. "
     return text + (
@@ -110,3 +113,4 @@ def _log_when_wide(axes: Axes, columns: Sequence[np.ndarray]) -> None:
     ends = [column[np.isfinite(column)].max() for column in columns if np.isfinite(column).any()]
     if ends and max(ends) >= 4 * min(ends) > 0:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")

@@ -16,9 +16,9 @@ SELECT_WORDS = {
     "acs": "trained on the {part} of the training data that adaptive coreset selection (ACS) picked",
 }
 TABLE_CAPTION = (
-    "Test accuracy is read once, at the end, with the weights that were best on the validation part. Change: against the float model of "
-    "the same run, in percentage points. Steps: gradient steps of the quantized model. Selecting: the part of the time spent on choosing "
-    "samples."
+    "Test: accuracy on the test set, read once, with the weights of the last epoch. Validation: the best epoch. Change: test accuracy "
+    "against the float model of the same run, in percentage points. Steps and time are those of the quantized model. Selecting: the "
+    "part of the time spent on choosing samples."
 )
 
 
@@ -154,19 +154,27 @@ def warnings(run: Run) -> list[str]:
 def headline(run: Run) -> list[page.Card]:
     """The numbers at the top of the page; those that the run does not know are left out."""
     facts = row(run)
-    test, best, selecting = facts["test_accuracy"], facts["best_epoch"], facts["selection_seconds"]
-    change = f"float model {percent(facts['float_accuracy'])}, change {_change(facts)} points" if _change(facts) != "–" else ""
-    spent = f"{duration(selecting)} of it to select samples" if _known(selecting) and selecting > 0 else ""
+    test, selecting = facts["test_accuracy"], facts["selection_seconds"]
+    change = f"; float model {percent(facts['float_accuracy'])}, change {_change(facts)} points" if _change(facts) != "–" else ""
+    spent = f"; {duration(selecting)} of it to select samples" if _known(selecting) and selecting > 0 else ""
     candidates = [
-        page.Card("Test accuracy", percent(test), change, main=True),
-        page.Card("Validation accuracy", percent(facts["val_accuracy"]), f"best, at epoch {best}" if best is not None else "best so far"),
+        page.Card("Test accuracy", percent(test), f"last epoch{change}", main=True),
+        _validation_card(run, facts),
         page.Card("Float accuracy", percent(facts["float_accuracy"]), "before quantization") if test is None else page.Card("", "–"),
         _data_card(run),
         page.Card("Gradient steps", count(facts["gradient_steps"]), "of the quantized model"),
-        page.Card("Time", duration(facts["seconds"]), spent),
+        page.Card("Time", duration(facts["seconds"]), f"training of the quantized model{spent}"),
         page.Card("Parameters", count(facts["params"]), f"quantized to {str(facts['qconfig']).upper()}" if facts["qconfig"] else ""),
     ]
     return [card for card in candidates if card.value != "–"]
+
+
+def _validation_card(run: Run, facts: dict[str, Any]) -> page.Card:
+    best, test = facts["best_epoch"], run.fact("best_test_accuracy")
+    hint = f"best, after epoch {best + 1}" if _known(best) else "best so far"
+    return page.Card(
+        "Validation accuracy", percent(facts["val_accuracy"]), hint + (f"; test accuracy {percent(test)} there" if _known(test) else "")
+    )
 
 
 def _data_card(run: Run) -> page.Card:
@@ -208,7 +216,7 @@ def epoch_table(run: Run) -> str:
     header = ["stage", "epoch", "train loss", "train accuracy", "val loss", "val accuracy", "samples", "samples/s", "time"]
     lines = [
         [
-            *(entry["stage"], f"{entry['epoch']:.0f}"),
+            *(entry["stage"], f"{entry['epoch'] + 1:.0f}"),
             *(text for part in ("train", "val") for text in (_decimal(entry.get(f"{part}_loss")), percent(entry.get(f"{part}_accuracy")))),
             *(count(entry.get("selected")), count(entry.get("samples_per_second")), duration(entry.get("seconds"))),
         ]

@@ -170,7 +170,11 @@ def _read_selections(folder: Path, notes: list[str]) -> list[SelectionRecord]:
 def _read_selection(path: Path) -> SelectionRecord:
     with np.load(path) as archive:
         scores = {name.removeprefix("score_"): archive[name] for name in archive.files if name.startswith("score_")}
-        return SelectionRecord(int(path.stem.split("_")[1]), archive["indices"], archive["labels"], scores)
+        record = SelectionRecord(int(path.stem.split("_")[1]), archive["indices"], archive["labels"], scores)
+    pool = len(record.labels)
+    if any(len(values) != pool for values in scores.values()) or not ((record.indices >= 0) & (record.indices < pool)).all():
+        raise ValueError("indices or scores do not fit the pool")
+    return record
 
 
 def _read_pictures(path: Path) -> dict[int, np.ndarray]:

@@ -36,11 +36,13 @@ td.number, th.number { text-align: right; }
 tr.best td { background: #eef6fb; }
 pre { background: var(--tint); border: 1px solid var(--line); border-radius: 8px; padding: 12px 16px; overflow-x: auto; }
 pre { font-size: .86rem; line-height: 1.5; }
+pre.columns { columns: 2 20em; }
 details summary { cursor: pointer; color: var(--accent); margin: 10px 0; }
 footer { margin-top: 56px; color: var(--soft); font-size: .85rem; }
 @media print {
   body { font-size: 10.5pt; }
   main { max-width: none; padding: 0; }
+  .cards { grid-template-columns: repeat(3, 1fr); gap: 8px; }
   nav, details:not([open]) { display: none; }
   h2 { break-after: avoid; margin-top: 22px; }
   pre { white-space: pre-wrap; }
@@ -109,9 +111,9 @@ def paragraph(text: str, kind: str = "about") -> str:
     return f'<p class="{kind}">{escape(text)}</p>'
 
 
-def code(text: str) -> str:
-    """Text to copy, as it is."""
-    return f"<pre>{escape(text.strip())}</pre>"
+def code(text: str, *, columns: bool = False) -> str:
+    """Text to copy, as it is; `columns` sets many short lines in two columns."""
+    return f"<pre{' class=columns' if columns else ''}>{escape(text.strip())}</pre>"
 
 
 def fold(title: str, body: str) -> str:

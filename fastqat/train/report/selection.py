@@ -39,16 +39,16 @@ def class_share(run: Run) -> Drawing | None:
     classes = len(shares)
     figure, axes = new_figure(min(1.1 + 0.3 * classes, 6.5))
     panel = axes[0, 0]
-    top = max(float(np.nanmax(shares)), 1e-9)
+    part = 100 * len(records[0].indices) / max(len(records[0].labels), 1)
+    top = max(float(np.nanmax(shares)), 2 * part)  # a balanced selection gets the middle of the scale
     image = panel.imshow(shares, aspect="auto", cmap="Blues", vmin=0, vmax=top, interpolation="nearest")
     panel.grid(False)
     panel.set(xlabel="epoch of the selection", ylabel="class", title="Selected part of each class (%)")
-    panel.set_xticks(range(len(records)), [str(record.epoch) for record in records])
+    panel.set_xticks(range(len(records)), [str(record.epoch + 1) for record in records])
     panel.set_yticks(range(0, classes, max(1, classes // 20)))
     figure.colorbar(image, ax=panel, pad=0.01)
     if classes <= 20 and len(records) <= 16:
         _write_cells(panel, shares, top)
-    part = 100 * len(records[0].indices) / max(len(records[0].labels), 1)
     caption = (
         f"How much of each class was selected, at each selection. Over all classes it is {part:.3g} %. One even colour means that the "
         "selection is balanced over the classes; a darker row is a class that the scores find harder."
@@ -68,31 +68,38 @@ def _write_cells(panel: Axes, shares: np.ndarray, top: float) -> None:
     for row, column in np.argwhere(np.isfinite(shares)):
         value = shares[row, column]
         text = f"{value:.1f}" if 0 < value < 9.95 else f"{value:.0f}"
-        panel.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if value > 0.6 * top else INK)
+        panel.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if value > 0.65 * top else INK)
 
 
 def histograms(run: Run) -> Drawing | None:
-    """Each score over the pool with the selected part marked: first selection left, last right."""
+    """Each score over the pool with the selected part marked: at its first selection left, at its last right."""
     records = [record for record in run.selections if record.scores]
     if not records:
         return None
-    ends = [records[0], records[-1]] if len(records) > 1 else records
-    names = _ordered_names(ends[-1])[:SCORE_ROWS]
-    figure, axes = new_figure(0.5 + 2.1 * len(names), columns=len(ends), rows=len(names))
-    for row, name in enumerate(names):
-        present = [record.scores[name] for record in ends if name in record.scores]
-        edges = _edges(np.concatenate(present))
-        for column, record in enumerate(ends):
-            _histogram(axes[row, column], record, name, edges)
-            axes[row, column].set_title(f"epoch {record.epoch}" if row == 0 else "")
-    axes[0, 0].legend(loc="upper left")
+    names = _ordered_names(records[-1])[:SCORE_ROWS]
+    ends = {name: _ends([record for record in records if name in record.scores]) for name in names}
+    columns = max(map(len, ends.values()))
+    figure, axes = new_figure(0.7 + 2.2 * len(names), columns=columns, rows=len(names))
+    for panels, (name, pair) in zip(axes, ends.items(), strict=True):
+        edges = _edges(np.concatenate([record.scores[name] for record in pair]))
+        for panel, record in zip(panels, pair, strict=False):
+            _histogram(panel, record, name, edges)
+        for panel in panels[len(pair) :]:
+            panel.set_axis_off()
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
     caption = (
         "How the scores are spread over the training pool (grey) and which part was selected (blue)"
-        + (": the first selection on the left, the last on the right" if len(ends) > 1 else "")
+        + (": the first selection on the left, the last on the right" if columns > 1 else "")
         + ". The count is on a logarithmic axis, so that a small selected part stays visible. The score that the selection followed most "
-        "closely comes first; where the selection is balanced over the classes, blue and grey overlap a little."
+        "closely comes first; where the selection is balanced over the classes, blue and grey overlap."
     )
     return Drawing(figure, caption)
+
+
+def _ends(records: Sequence[SelectionRecord]) -> list[SelectionRecord]:
+    """The first and the last, or the only one."""
+    return [records[0], records[-1]] if len(records) > 1 else list(records)
 
 
 def _ordered_names(record: SelectionRecord) -> list[str]:
@@ -108,51 +115,49 @@ def _edges(values: np.ndarray) -> list[float]:
 
 
 def _histogram(panel: Axes, record: SelectionRecord, name: str, edges: list[float]) -> None:
-    values = record.scores.get(name)
-    if values is None:
-        panel.set_axis_off()
-        return
-    values = values.astype(float)
+    values = record.scores[name].astype(float)
     finite = np.isfinite(values)
     panel.hist(values[finite], bins=edges, color=GREY, label="whole pool")
     panel.hist(values[finite & record.chosen], bins=edges, color=BLUE, label="selected")
     panel.set_yscale("log")
     panel.set_ylim(bottom=0.7)
-    panel.set_xlabel(SCORE_NAMES.get(name, name))
-    panel.set_ylabel("samples")
+    panel.set(title=f"{SCORE_NAMES.get(name, name)}, epoch {record.epoch + 1}", ylabel="samples")
 
 
 def drift(run: Run) -> Drawing | None:
     """Rank correlation of each score, and overlap of the selected sets, between successive selections."""
     if len(run.selections) < 2:
         return None
-    records = run.selections
-    epochs = [record.epoch for record in records]
-    scored = [name for name in _ordered_names(records[-1]) if all(name in record.scores for record in records)]
-    figure, axes = new_figure(3.5, columns=2 if scored else 1, sharex=True)
-    _draw_overlap(axes[0, -1], records, epochs)
-    if scored:
+    correlations = {name: points for name in _ordered_names(run.selections[-1]) if (points := _correlations(run.selections, name))}
+    figure, axes = new_figure(4.0, columns=2 if correlations else 1, sharex=True)
+    _draw_overlap(axes[0, -1], run.selections)
+    if correlations:
         panel = axes[0, 0]
-        for name, color in zip(scored, CYCLE, strict=False):
-            kept = [rank_correlation(a.scores[name], b.scores[name]) for a, b in pairwise(records)]
-            panel.plot(epochs[1:], kept, "o-", ms=4, color=color, label=name)
-        panel.set(xlabel="epoch of the selection", title="Rank correlation with the previous selection")
-        panel.set_ylim(min(0.0, panel.get_ylim()[0]), 1.02)
-        panel.legend()
+        for (name, points), color in zip(correlations.items(), CYCLE, strict=False):
+            panel.plot(*zip(*points, strict=True), "o-", ms=4, color=color, label=name)
+        panel.set_title("Rank correlation with the previous selection")
+        panel.set_ylim(min(0.0, panel.get_ylim()[0]), 1.03)
     for panel in axes[0]:
+        panel.set_xlabel("epoch of the selection")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return Drawing(figure, _drift_caption(bool(scored)))
+        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    return Drawing(figure, _drift_caption(bool(correlations)))
 
 
-def _draw_overlap(panel: Axes, records: Sequence[SelectionRecord], epochs: Sequence[int]) -> None:
-    shares = kept_shares(records)
+def _correlations(records: Sequence[SelectionRecord], name: str) -> list[tuple[int, float]]:
+    """(epoch, rank correlation with the selection before) where both have the score."""
+    pairs = [(a, b) for a, b in pairwise(records) if name in a.scores and name in b.scores]
+    return [(b.epoch + 1, rank_correlation(a.scores[name], b.scores[name])) for a, b in pairs]
+
+
+def _draw_overlap(panel: Axes, records: Sequence[SelectionRecord]) -> None:
+    shares, epochs = kept_shares(records), [record.epoch + 1 for record in records]
     panel.plot(epochs, shares["previous"], "o-", ms=4, color=BLUE, label="kept from the previous selection")
     panel.plot(epochs, shares["first"], "o-", ms=4, color=ORANGE, label="kept from the first selection")
     panel.plot(epochs, shares["ever"], "o-", ms=4, color=GREEN, label="part of the pool ever selected")
     chance = 100 * len(records[-1].indices) / max(len(records[-1].labels), 1)
     panel.axhline(chance, color="#7B8794", ls="--", lw=1, label="overlap of two random draws")
-    panel.set(xlabel="epoch of the selection", ylim=(0, 103), title="Overlap of the selected sets (%)")
-    panel.legend()
+    panel.set(ylim=(0, 103), title="Overlap of the selected sets (%)")
 
 
 def _drift_caption(scored: bool) -> str:
@@ -198,7 +203,7 @@ def _picture_rows(run: Run, record: SelectionRecord) -> list[tuple[str, list[int
     for title, wanted in (("chosen first", first), ("dropped first", dropped)):
         known = [index for index in wanted if index in run.pictures]
         if known:
-            rows.append((f"Epoch {record.epoch}: {title}", known, record, leader[0] if leader else ""))
+            rows.append((f"Epoch {record.epoch + 1}: {title}", known, record, leader[0] if leader else ""))
     return rows
 
 

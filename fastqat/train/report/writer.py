@@ -61,7 +61,7 @@ def _figure_section(run: Run, saved: Any) -> page.Section:
 
 
 def _config_section(run: Run) -> page.Section:
-    body = page.code(run.config_text) if run.config_text else page.paragraph("This run has no config.yaml.")
+    body = page.code(run.config_text, columns=True) if run.config_text else page.paragraph("This run has no config.yaml.")
     return page.Section("config", "Configuration", body)
 
 
