@@ -34,8 +34,9 @@ COSTS = (
     "torch",
 )
 FLOAT_EPOCHS = {"cifar10": 12, "fashion-mnist": 6}
-# Full data for a quarter of the epochs: 2.5 times the gradient steps of the runs on a tenth.
-METHODS = {"none": {"epochs": 5}, "rs2": {"epochs": 20, "fraction": 0.1}, "acs": {"epochs": 20, "fraction": 0.1, "interval": 5}}
+# "none" is the control that sees all data for about the same number of gradient steps as twelve epochs on a tenth.
+METHODS = {"none": {"epochs": 1}, "rs2": {"epochs": 12, "fraction": 0.1}, "acs": {"epochs": 12, "fraction": 0.1, "interval": 4}}
+VAL_INTERVAL = 6
 
 
 def cells(data: list[str], models: list[str], seeds: int) -> list[dict[str, object]]:
@@ -49,7 +50,8 @@ def run_name(cell: dict[str, object]) -> str:
 
 
 def command(cell: dict[str, object], runs: Path) -> list[str]:
-    flags = {**cell, "float-epochs": FLOAT_EPOCHS[str(cell["data"])], "runs": runs, "name": run_name(cell), "threads": 1}
+    fixed = {"float-epochs": FLOAT_EPOCHS[str(cell["data"])], "val-interval": VAL_INTERVAL, "threads": 1}
+    flags = {**cell, **fixed, "runs": runs, "name": run_name(cell)}
     words = [f"--{key}={value}" for key, value in flags.items()]
     return [sys.executable, "-m", "fastqat", "train", *words, "--no-report", "--no-progress", "--resume"]
 
