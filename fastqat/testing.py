@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .nn.layer import QuantLayer
-from .ops.fake_quant import reference
 from .quantizers import Quantizer
 
 
@@ -69,14 +68,6 @@ def eager_lsq(x: Tensor, scale: Tensor, qmin: int, qmax: int, grad_factor: float
     step = (scale - scale * grad_factor).detach() + scale * grad_factor
     v = (x / step).clamp(qmin, qmax)
     return (v + (v.round() - v).detach()) * step
-
-
-def scale_terms(
-    grad_y: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, axis: int | None, semantics: str
-) -> tuple[Tensor, Tensor]:
-    """The contract's fp32 terms of the scale and zero point gradients, one per element of x."""
-    _, scale_term, zero_point_term = reference.gradient_terms(grad_y, x, scale, zero_point, qmin, qmax, axis, semantics)
-    return scale_term, zero_point_term
 
 
 class EagerLSQLayer(nn.Module):

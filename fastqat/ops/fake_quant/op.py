@@ -12,6 +12,7 @@ from ... import _backend
 from .._layout import channel_view, dense, like
 from .._library import define_op
 from . import reference
+from .reference import Grid, code_dtype
 
 OP = "fake_quant"
 
@@ -19,100 +20,79 @@ OP = "fake_quant"
 class Native:
     """The C++ kernels behind ``fastqat._C``, for CPU tensors."""
 
-    IN_PLACE = True  # backward takes in_place=True
-
     @staticmethod
-    def refuses(*tensors: Tensor) -> str | None:
+    def refuses(x: Tensor, *others: Tensor) -> str | None:
         """fp64 is served by the reference only."""
-        return "float64 runs on the reference backend only" if any(t.dtype == torch.float64 for t in tensors) else None
+        return "float64 runs on the reference backend only" if x.dtype == torch.float64 else None
 
     @staticmethod
-    def forward(x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, axis: int | None, semantics: str) -> Tensor:
+    def forward(x: Tensor, grid: Grid) -> Tensor:
         x = dense(x)
         x_hat = torch.empty_like(x)
-        zero_point = _as_float(zero_point)
-        torch.ops.fastqat_native.fake_quant(
-            x, scale.contiguous(), zero_point, x_hat, *channel_view(x, axis), qmin, qmax, semantics == "reciprocal"
-        )
+        torch.ops.fastqat_native.fake_quant(x, *_scales(grid), x_hat, *_numbers(x, grid))
         return x_hat
 
     @staticmethod
-    def codes(x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, axis: int | None, semantics: str) -> Tensor:
+    def codes(x: Tensor, grid: Grid) -> Tensor:
         x = dense(x)
-        out = torch.empty_like(x, dtype=reference.code_dtype(qmin, qmax))
-        zero_point = _as_float(zero_point)
-        torch.ops.fastqat_native.quantize_codes(
-            x, scale.contiguous(), zero_point, out, *channel_view(x, axis), qmin, qmax, semantics == "reciprocal"
-        )
-        return out
+        codes = torch.empty_like(x, dtype=code_dtype(grid.qmin, grid.qmax))
+        torch.ops.fastqat_native.quantize_codes(x, *_scales(grid), codes, *_numbers(x, grid))
+        return codes
 
     @staticmethod
     def backward(
-        grad_y: Tensor,
-        x: Tensor,
-        scale: Tensor,
-        zero_point: Tensor | None,
-        qmin: int,
-        qmax: int,
-        axis: int | None,
-        semantics: str,
-        grad_factor: float,
-        needs_scale: bool,
-        needs_zero_point: bool,
-        in_place: bool = False,
+        grad_y: Tensor, x: Tensor, grid: Grid, grad_factor: float, needs_scale: bool, needs_zero_point: bool, in_place: bool = False
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """`in_place` lets grad_x overwrite grad_y where their layouts agree."""
         x = dense(x)
-        given = grad_y
-        grad_y = like(x, grad_y)
-        grad_x = grad_y if in_place or grad_y is not given else torch.empty_like(x)
-        grad_scale = torch.empty_like(scale, memory_format=torch.contiguous_format) if needs_scale else None
-        grad_zero_point = torch.empty_like(scale, memory_format=torch.contiguous_format) if needs_zero_point else None
-        torch.ops.fastqat_native.fake_quant_backward(
-            x,
-            scale.contiguous(),
-            _as_float(zero_point),
-            grad_y,
-            grad_x,
-            grad_scale,
-            grad_zero_point,
-            *channel_view(x, axis),
-            qmin,
-            qmax,
-            semantics == "reciprocal",
-            grad_factor,
+        grad = like(x, grad_y)
+        grad_x = grad if in_place or grad is not grad_y else torch.empty_like(x)
+        grad_scale, grad_zero_point = (
+            torch.empty_like(grid.scale, memory_format=torch.contiguous_format) if wanted else None
+            for wanted in (needs_scale, needs_zero_point)
         )
+        sums = (grad_scale, grad_zero_point)
+        torch.ops.fastqat_native.fake_quant_backward(x, *_scales(grid), grad, grad_x, *sums, *_numbers(x, grid), grad_factor)
         return grad_x, grad_scale, grad_zero_point
 
 
-def _as_float(zero_point: Tensor | None) -> Tensor | None:
-    return None if zero_point is None else zero_point.to(torch.float32).contiguous()
+def _scales(grid: Grid) -> tuple[Tensor, Tensor | None]:
+    """Scale and zero point as the kernels read them: contiguous fp32."""
+    zero_point = None if grid.zero_point is None else grid.zero_point.to(torch.float32).contiguous()
+    return grid.scale.contiguous(), zero_point
+
+
+def _numbers(x: Tensor, grid: Grid) -> tuple[int | bool, ...]:
+    """outer, channels, inner, qmin, qmax, reciprocal."""
+    return *channel_view(x, grid.axis), grid.qmin, grid.qmax, grid.semantics == "reciprocal"
 
 
 _backend.register(OP, "reference", reference)
 _backend.register(OP, "cpu", Native)
 
 
-def _forward(x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, axis: int | None, semantics: str) -> Tensor:
-    return _backend.pick(OP, x, scale).forward(x, scale, zero_point, qmin, qmax, axis, semantics)
+# Each implementation takes the operator's arguments in the order of its schema; the six after x are those of a Grid.
+def _forward(x: Tensor, scale: Tensor, *grid: Any) -> Tensor:
+    return _backend.pick(OP, x).forward(x, Grid(scale, *grid))
 
 
-def _forward_fake(x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, axis: int | None, semantics: str) -> Tensor:
+def _forward_fake(x: Tensor, scale: Tensor, *grid: Any) -> Tensor:
     return torch.empty_like(x)
 
 
-def _codes(x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, axis: int | None, semantics: str) -> Tensor:
-    return _backend.pick(OP, x, scale).codes(x, scale, zero_point, qmin, qmax, axis, semantics)
+def _codes(x: Tensor, scale: Tensor, *grid: Any) -> Tensor:
+    return _backend.pick(OP, x).codes(x, Grid(scale, *grid))
 
 
-def _codes_fake(x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, axis: int | None, semantics: str) -> Tensor:
-    return torch.empty_like(x, dtype=reference.code_dtype(qmin, qmax))
+def _codes_fake(x: Tensor, scale: Tensor, *grid: Any) -> Tensor:
+    _, qmin, qmax, *_ = grid
+    return torch.empty_like(x, dtype=code_dtype(qmin, qmax))
 
 
 def _backward(grad_y: Tensor, x: Tensor, scale: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x, grad_scale, grad_zero_point = _backend.pick(OP, x, scale).backward(grad_y, x, scale, *options)
-    nothing = scale.new_empty(0)
-    return grad_x, nothing if grad_scale is None else grad_scale, nothing if grad_zero_point is None else grad_zero_point
+    grid = Grid(scale, *options[:5])
+    grad_x, grad_scale, grad_zero_point = _backend.pick(OP, x).backward(grad_y, x, grid, *options[5:])
+    sums = (scale.new_empty(0) if grad is None else grad for grad in (grad_scale, grad_zero_point))  # outputs must not alias
+    return grad_x, *sums  # type: ignore[return-value]  # mypy does not count the elements of a generator
 
 
 def _backward_fake(grad_y: Tensor, x: Tensor, scale: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,20 +114,12 @@ class FakeQuantize(torch.autograd.Function):
     """Saves x, scale and zero point; the backward recomputes the rest in one pass over x and grad_y."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        scale: Tensor,
-        zero_point: Tensor | None,
-        qmin: int,
-        qmax: int,
-        axis: int | None,
-        semantics: str,
-        grad_factor: float,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *args: Any) -> Tensor:
+        """args: the six of a Grid, then grad_factor."""
+        scale, zero_point, *numbers, grad_factor = args
         ctx.save_for_backward(x, scale, zero_point)
-        ctx.options = (qmin, qmax, axis, semantics, grad_factor)
-        return fake_quant(x, scale, zero_point, qmin, qmax, axis, semantics)
+        ctx.options = (*numbers, grad_factor)
+        return fake_quant(x, scale, zero_point, *numbers)
 
     @staticmethod
     @once_differentiable

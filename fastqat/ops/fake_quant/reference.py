@@ -5,6 +5,8 @@ fp32 arithmetic whatever the storage type (fp64 for fp64 inputs), one cast to th
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -16,23 +18,35 @@ def code_dtype(qmin: int, qmax: int) -> torch.dtype:
     return next(dtype for dtype in _CODE_TYPES if torch.iinfo(dtype).min <= qmin and qmax <= torch.iinfo(dtype).max)
 
 
-def _along(values: Tensor, x: Tensor, axis: int | None) -> Tensor:
-    """`values`, one per channel or a single one, shaped to broadcast against `x`."""
-    if axis is None:
-        return values.reshape(())
-    shape = [1] * x.dim()
-    shape[axis] = -1
-    return values.reshape(shape)
+class Grid(NamedTuple):
+    """The integer grid of a quantizer, as every backend takes it; `axis` counts from the front, None is per tensor."""
+
+    scale: Tensor
+    zero_point: Tensor | None
+    qmin: int
+    qmax: int
+    axis: int | None
+    semantics: str
 
 
-def _prepare(
-    x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, axis: int | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """x and scale in the compute type, the rounded zero point, and the bounds ``qmin − z``, ``qmax − z``."""
+class _Ready(NamedTuple):
+    """x and the grid in the compute type, shaped to broadcast: scale, rounded zero point, and the bounds ``qmin − z``, ``qmax − z``."""
+
+    x: Tensor
+    s: Tensor
+    z: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def _prepare(x: Tensor, grid: Grid) -> _Ready:
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    s = _along(scale.to(compute), x, axis)
-    z = torch.zeros_like(s) if zero_point is None else _along(zero_point.to(compute).round(), x, axis)
-    return x.to(compute), s, z, qmin - z, qmax - z
+    shape = [1] * x.dim()
+    if grid.axis is not None:
+        shape[grid.axis] = -1
+    s = grid.scale.to(compute).reshape(shape)
+    z = torch.zeros_like(s) if grid.zero_point is None else grid.zero_point.to(compute).round().reshape(shape)
+    return _Ready(x.to(compute), s, z, grid.qmin - z, grid.qmax - z)
 
 
 def _clamp(v: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -40,63 +54,58 @@ def _clamp(v: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.where(v > high, high, torch.where(v < low, low, v))
 
 
-def _steps(x: Tensor, s: Tensor, semantics: str) -> Tensor:
+def _steps(ready: _Ready, semantics: str) -> Tensor:
     """v = x / s, or x · fp32(1 / s)."""
-    return x / s if semantics == "div" else x * s.reciprocal()
+    return ready.x / ready.s if semantics == "div" else ready.x * ready.s.reciprocal()
 
 
-def forward(x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, axis: int | None, semantics: str) -> Tensor:
+def _centered(ready: _Ready, semantics: str) -> Tensor:
+    """c − z; adding zero turns −0 into +0."""
+    return _clamp(_steps(ready, semantics), ready.low, ready.high).round() + 0.0
+
+
+def forward(x: Tensor, grid: Grid) -> Tensor:
     """x_hat = (clamp(rne(v) + z, qmin, qmax) − z) · s, in the dtype and layout of x."""
-    xc, s, _, low, high = _prepare(x, scale, zero_point, qmin, qmax, axis)
-    centered = _clamp(_steps(xc, s, semantics), low, high).round() + 0.0  # adding zero turns −0 into +0
-    return torch.empty_like(x).copy_(centered * s)
+    ready = _prepare(x, grid)
+    return torch.empty_like(x).copy_(_centered(ready, grid.semantics) * ready.s)
 
 
-def codes(x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, axis: int | None, semantics: str) -> Tensor:
+def codes(x: Tensor, grid: Grid) -> Tensor:
     """c = clamp(rne(v) + z, qmin, qmax); NaN gives qmin."""
-    xc, s, z, low, high = _prepare(x, scale, zero_point, qmin, qmax, axis)
-    c = _clamp(_steps(xc, s, semantics), low, high).round() + z
-    return torch.empty_like(x, dtype=code_dtype(qmin, qmax)).copy_(torch.where(c.isnan(), qmin, c))
+    ready = _prepare(x, grid)
+    c = _centered(ready, grid.semantics) + ready.z
+    return torch.empty_like(x, dtype=code_dtype(grid.qmin, grid.qmax)).copy_(torch.where(c.isnan(), grid.qmin, c))
 
 
-def gradient_terms(
-    grad_y: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, axis: int | None, semantics: str
-) -> tuple[Tensor, Tensor, Tensor]:
+def gradient_terms(grad_y: Tensor, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     """Per element: grad_x, the term of the scale gradient and the term of the zero point gradient, before `grad_factor`."""
-    xc, s, _, low, high = _prepare(x, scale, zero_point, qmin, qmax, axis)
-    g = grad_y.to(xc.dtype)
-    v = _steps(xc, s, semantics)
+    ready = _prepare(x, grid)
+    g = grad_y.to(ready.x.dtype)
+    v = _steps(ready, grid.semantics)
     rounded = v.round()
-    tested = v if semantics == "div" else rounded
-    below, above = tested < low, tested > high
-    slope = rounded - v if semantics == "div" else (rounded * s - xc) * s.reciprocal()
-    grad_x = torch.where((tested >= low) & (tested <= high), g, 0.0)
-    scale_terms = g * torch.where(below, low, torch.where(above, high, slope))
-    zero_point_terms = torch.where(below | above, -(g * s), v - v)  # v − v: 0 inside, NaN where x is NaN
+    tested = v if grid.semantics == "div" else rounded
+    below, above = tested < ready.low, tested > ready.high
+    slope = rounded - v if grid.semantics == "div" else (rounded * ready.s - ready.x) * ready.s.reciprocal()
+    grad_x = torch.where((tested >= ready.low) & (tested <= ready.high), g, 0.0)
+    scale_terms = g * torch.where(below, ready.low, torch.where(above, ready.high, slope))
+    zero_point_terms = torch.where(below | above, -(g * ready.s), v - v)  # v − v: 0 inside, NaN where x is NaN
     return grad_x, scale_terms, zero_point_terms
 
 
 def backward(
-    grad_y: Tensor,
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    qmin: int,
-    qmax: int,
-    axis: int | None,
-    semantics: str,
-    grad_factor: float,
-    needs_scale: bool,
-    needs_zero_point: bool,
+    grad_y: Tensor, x: Tensor, grid: Grid, grad_factor: float, needs_scale: bool, needs_zero_point: bool, in_place: bool = False
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """grad_x, and the gradients of scale and zero point summed in fp64 over what shares them, times `grad_factor`."""
-    grad_x, scale_terms, zero_point_terms = gradient_terms(grad_y, x, scale, zero_point, qmin, qmax, axis, semantics)
-    dims = [d for d in range(x.dim()) if d != axis]
+    """grad_x, and the gradients of scale and zero point summed in fp64 over what shares them, times `grad_factor`.
+
+    `in_place` allows a backend to put grad_x into grad_y; the reference never does.
+    """
+    grad_x, scale_terms, zero_point_terms = gradient_terms(grad_y, x, grid)
+    dims = [d for d in range(x.dim()) if d != grid.axis]
 
     def total(terms: Tensor) -> Tensor:
         wide = terms.double()
-        summed = wide.sum() if axis is None else wide.sum(dims) if dims else wide
-        return (summed * grad_factor).to(scale.dtype).reshape(scale.shape)
+        summed = wide.sum() if grid.axis is None else wide.sum(dims) if dims else wide
+        return (summed * grad_factor).to(grid.scale.dtype).reshape(grid.scale.shape)
 
     grad_scale = total(scale_terms) if needs_scale else None
     return torch.empty_like(x).copy_(grad_x), grad_scale, total(zero_point_terms) if needs_zero_point else None

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from ... import _backend
 from .._library import define_op
 from ..fake_quant.op import OP as FAKE_QUANT
+from ..fake_quant.reference import Grid
 
 SEMANTICS = ("div", "reciprocal")
 
@@ -28,27 +29,23 @@ class Operand(NamedTuple):
     zero_point: Tensor | None
     code: list[int]
 
-    def options(self) -> tuple[int, int, int | None, str]:
+    def grid(self) -> Grid:
+        assert self.scale is not None
         qmin, qmax, axis, semantics = self.code
-        return qmin, qmax, None if axis < 0 else axis, SEMANTICS[semantics]
+        return Grid(self.scale, self.zero_point, qmin, qmax, None if axis < 0 else axis, SEMANTICS[semantics])
 
     def apply(self, x: Tensor) -> Tensor:
         """x_hat, or x itself where nothing is quantized."""
-        if not self.code:
-            return x
-        assert self.scale is not None
-        return _backend.pick(FAKE_QUANT, x, self.scale).forward(x, self.scale, self.zero_point, *self.options())
+        return _backend.pick(FAKE_QUANT, x).forward(x, self.grid()) if self.code else x
 
     def backward(self, grad: Tensor, x: Tensor, factor: float, per_scale: bool, needs: tuple[bool, bool]) -> tuple[Tensor, ...]:
         """Gradients of x, scale and zero point from the gradient of x_hat, which is overwritten."""
         if not self.code:
             return grad, _nothing(grad), _nothing(grad)
-        assert self.scale is not None
+        grid = self.grid()
         if per_scale:
-            factor /= math.sqrt(max(x.numel() // self.scale.numel(), 1))
-        backend = _backend.pick(FAKE_QUANT, x, self.scale)
-        in_place = {"in_place": True} if getattr(backend, "IN_PLACE", False) else {}
-        grad_x, *rest = backend.backward(grad, x, self.scale, self.zero_point, *self.options(), factor, *needs, **in_place)
+            factor /= math.sqrt(max(x.numel() // grid.scale.numel(), 1))
+        grad_x, *rest = _backend.pick(FAKE_QUANT, x).backward(grad, x, grid, factor, *needs, in_place=True)
         return grad_x, *(_nothing(x) if g is None else g for g in rest)
 
 
@@ -57,7 +54,7 @@ def _nothing(x: Tensor) -> Tensor:
 
 
 def _conv_options(conv: list[int]) -> tuple[Any, ...]:
-    """stride, padding, dilation, transposed, output_padding, groups of ``aten::convolution`` from ``[groups, *stride, *padding, *dilation]``."""
+    """stride, padding, dilation, transposed, output_padding, groups of aten's convolution from [groups, *stride, *padding, *dilation]."""
     n = len(conv) // 3
     return conv[1 : 1 + n], conv[1 + n : 1 + 2 * n], conv[1 + 2 * n :], False, [0] * n, conv[0]
 
@@ -128,7 +125,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     x_quant, w_quant = Operand(x_scale, x_zero_point, x_code), Operand(w_scale, w_zero_point, w_code)
     needs_x, needs_w, needs_bias, needs_x_scale, needs_x_zp, needs_w_scale, needs_w_zp = needs
-    grads = [_nothing(x)] * 7
+    grads = [_nothing(x) for _ in range(7)]
     if needs_w or needs_w_scale or needs_w_zp or needs_bias:  # first, so that x_hat is gone before the gradient of x is allocated
         grad_w, grads[2] = _weight_gradients(grad_y, x_quant.apply(x), weight, conv, needs_bias)
         grads[1], grads[5], grads[6] = w_quant.backward(
