@@ -29,6 +29,14 @@ def sources(folder: str, suffix: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(f"{folder}*.{suffix}"))
 
 
+def cuda_archs(home: Path) -> list[str]:
+    """The compute capabilities asked for, else those of the default that this nvcc knows."""
+    if "FASTQAT_CUDA_ARCHS" in os.environ:
+        return os.environ["FASTQAT_CUDA_ARCHS"].split(";")
+    known = subprocess.run([str(home / "bin/nvcc"), "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+    return [arch for arch in ("80", "90", "100") if f"compute_{arch}" in known]
+
+
 def cuda_home() -> Path | None:
     """The toolkit's own folder: what `nvcc --dryrun` calls TOP, since the nvcc on PATH may be a wrapper."""
     nvcc = shutil.which("nvcc", path=os.path.join(os.environ["CUDA_HOME"], "bin")) if "CUDA_HOME" in os.environ else shutil.which("nvcc")
@@ -41,7 +49,7 @@ def cuda_home() -> Path | None:
 
 def why_no_cuda(home: Path | None) -> str | None:
     """None when the CUDA object can be built, else the reason."""
-    if os.environ.get("FASTQAT_CUDA", "auto") == "0":
+    if CUDA_WISH == "0":
         return "switched off by FASTQAT_CUDA=0"
     if torch.version.cuda is None:
         return "this torch is built without CUDA"
@@ -88,21 +96,25 @@ def cpp_extension(name: str, files: list[str], macros: list[str], **options: lis
         f"fastqat.{name}",
         files,
         language="c++",
-        include_dirs=[*include_paths(), pybind11.get_include(), str(ROOT / "csrc")],
-        extra_compile_args={"cxx": [*CXX_FLAGS, STABLE_ABI, *macros]},
+        # pybind11 first: the copy of it that torch 2.10 carries refuses to be used beside the stable ABI.
+        include_dirs=[pybind11.get_include(), *include_paths(), str(ROOT / "csrc")],
+        extra_compile_args={"cxx": [*CXX_FLAGS, f"-ffile-prefix-map={ROOT}=.", STABLE_ABI, *macros]},
         **options,
     )
 
 
+CUDA_WISH = os.environ.get("FASTQAT_CUDA") or "auto"
+if CUDA_WISH not in ("0", "1", "auto"):
+    raise SystemExit(f"FASTQAT_CUDA is {CUDA_WISH!r}; accepted: 0 (never), 1 (always), auto (where torch and nvcc allow)")
 HOME = cuda_home()
-ARCHS = os.environ.get("FASTQAT_CUDA_ARCHS", "80;90;100").split(";")
 NO_CUDA = why_no_cuda(HOME)
-if NO_CUDA and os.environ.get("FASTQAT_CUDA") == "1":
+ARCHS = [] if NO_CUDA else cuda_archs(HOME)
+if NO_CUDA and CUDA_WISH == "1":
     raise SystemExit(f"FASTQAT_CUDA=1, but the CUDA kernels cannot be built: {NO_CUDA}")
 print(f"fastqat: building the CPU kernels {'only: ' + NO_CUDA if NO_CUDA else f'and the CUDA kernels for sm {ARCHS}'}")
 
 torch_libs = {"library_dirs": library_paths(), "libraries": ["c10", "torch", "torch_cpu"]}
-facts = build_facts([] if NO_CUDA else ARCHS)
+facts = build_facts(ARCHS)
 extensions = [cpp_extension("_C", sources("", "cpp") + sources("cpu/", "cpp"), facts, **torch_libs)]
 if not NO_CUDA:
     static_runtime = next(HOME.rglob("libcudart_static.a"))

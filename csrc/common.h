@@ -43,26 +43,12 @@ T* data(const Tensor& t) {
 
 inline const float* optional_data(const std::optional<Tensor>& t) { return t.has_value() ? data<const float>(*t) : nullptr; }
 
-// Storage types. They are plain bits here; load and store live in half.h and compile for every level.
+// Storage types. They are plain bits here; load and store live in cpu/storage.h and compile for every level.
 struct bf16 {
   uint16_t bits;
 };
 struct fp16 {
   uint16_t bits;
 };
-
-template <class F>
-void dispatch_float(ScalarType type, const char* op, F&& f) {
-  switch (type) {
-    case ScalarType::Float:
-      return f(float{});
-    case ScalarType::BFloat16:
-      return f(bf16{});
-    case ScalarType::Half:
-      return f(fp16{});
-    default:
-      STD_TORCH_CHECK(false, op, ": the cpu backend takes float32, bfloat16 and float16");
-  }
-}
 
 }  // namespace fastqat

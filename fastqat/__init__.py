@@ -2,13 +2,14 @@
 
 from . import methods, nn, selection
 from ._backend import backends, use_backend
-from ._errors import CalibrationError, CheckpointError, DataError, FastqatError, InputError
+from ._errors import BackendError, CalibrationError, CheckpointError, DataError, FastqatError, InputError
 from .nn import QConfig, QuantSpec, calibrate, param_groups, quantize, summary
 from .ops.fake_quant.api import fake_quantize, quantize_codes
 from .ops.logit_scores.api import LogitScores, logit_scores
 
 __version__ = "0.1.0"
 __all__ = [
+    "BackendError",
     "CalibrationError",
     "CheckpointError",
     "DataError",

@@ -12,11 +12,12 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from ._errors import BackendError, InputError
 
 
 def _load_native() -> str | None:
@@ -88,7 +89,7 @@ BACKENDS: dict[str, Backend] = {
 
 _implementations: dict[str, dict[str, Any]] = {}
 _FROM_ENVIRONMENT = os.environ.get("FASTQAT_BACKEND") or None
-_forced: ContextVar[str | None] = ContextVar("fastqat_backend", default=None)
+_forced: list[str] = []  # the name given to use_backend, none or one
 
 
 def register(op: str, backend: str, implementation: Any) -> None:
@@ -125,9 +126,9 @@ def _candidates(op: str, device_type: str) -> tuple[Any, ...]:
 
 def _forced_backend() -> str | None:
     """The backend asked for by name; the environment is read at import."""
-    name = _forced.get() or _FROM_ENVIRONMENT
+    name = _forced[0] if _forced else _FROM_ENVIRONMENT
     if name is not None and name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r} in FASTQAT_BACKEND; choose one of {', '.join(BACKENDS)}")
+        raise InputError(f"unknown backend {name!r} in FASTQAT_BACKEND; choose one of {', '.join(BACKENDS)}")
     return name
 
 
@@ -135,7 +136,7 @@ def pick(op: str, *tensors: torch.Tensor) -> Any:
     """The implementation of `op` for `tensors`: the backend asked for, else the first in the table that takes them.
 
     Raises:
-        RuntimeError: a backend was asked for by name (`use_backend`, ``FASTQAT_BACKEND``) and cannot run; it never falls back.
+        BackendError: a backend was asked for by name (`use_backend`, ``FASTQAT_BACKEND``) and cannot run; it never falls back.
     """
     device_type = tensors[0].device.type
     forced = _forced_backend()
@@ -143,7 +144,7 @@ def pick(op: str, *tensors: torch.Tensor) -> Any:
         implementation = _implementations[op].get(forced)
         reason = _why_not(op, forced, device_type) or _refusal(implementation, tensors)
         if reason:
-            raise RuntimeError(
+            raise BackendError(
                 f"backend {forced!r} was asked for, but it cannot run {op}: {reason}. "
                 "Remove use_backend() / FASTQAT_BACKEND to let fastqat choose."
             )
@@ -151,7 +152,7 @@ def pick(op: str, *tensors: torch.Tensor) -> Any:
     for implementation in _candidates(op, device_type):
         if _refusal(implementation, tensors) is None:
             return implementation
-    raise RuntimeError(f"no backend can run {op} on {tensors[0].device}")
+    raise BackendError(f"no backend can run {op} on {tensors[0].device}")
 
 
 def backends_for(op: str, device_type: str = "cpu") -> list[str]:
@@ -163,11 +164,12 @@ def backends_for(op: str, device_type: str = "cpu") -> list[str]:
 def use_backend(name: str) -> Iterator[None]:
     """Run every op of the block on backend `name`: ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
 
-    The environment variable ``FASTQAT_BACKEND`` does the same for a whole process.
+    Holds for all threads while the block runs, since backward passes may run on autograd's own; the environment variable
+    ``FASTQAT_BACKEND`` does the same for a whole process.
 
     Raises:
-        ValueError: `name` is not a backend.
-        RuntimeError: inside the block, when the backend cannot run an op: it never falls back silently.
+        InputError (a ValueError): `name` is not a backend.
+        BackendError (a RuntimeError): inside the block, when the backend cannot run an op: it never falls back silently.
 
     Example:
         >>> import torch, fastqat as fq
@@ -176,12 +178,12 @@ def use_backend(name: str) -> Iterator[None]:
         tensor([0.5000, 3.5000])
     """
     if name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}; choose one of {', '.join(BACKENDS)}")
-    token = _forced.set(name)
+        raise InputError(f"unknown backend {name!r}; choose one of {', '.join(BACKENDS)}")
+    before, _forced[:] = _forced[:], [name]
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced[:] = before
 
 
 @dataclass(frozen=True)

@@ -19,3 +19,7 @@ class CalibrationError(FastqatError, RuntimeError):
 
 class CheckpointError(FastqatError, RuntimeError):
     """A checkpoint is damaged or belongs to another model."""
+
+
+class BackendError(FastqatError, RuntimeError):
+    """A backend was asked for by name and cannot run."""

@@ -26,9 +26,16 @@ struct Prepared {
   std::vector<float> scale, zero_point;  // expanded when the cut goes by column
 };
 
+bool is(const Tensor& t, ScalarType type, int64_t numel) { return t.scalar_type() == type && t.numel() == numel; }
+
+bool is(const std::optional<Tensor>& t, ScalarType type, int64_t numel) { return !t.has_value() || is(*t, type, numel); }
+
+// Sizes and types are checked here too, since the operators can be called without the Python layer; layouts are the caller's word.
 void prepare(Prepared& p, const Tensor& x, const Tensor& scale, const std::optional<Tensor>& zero_point, int64_t outer, int64_t channels,
              int64_t inner, int64_t qmin, int64_t qmax, bool reciprocal) {
-  STD_TORCH_CHECK(x.numel() == outer * channels * inner && scale.numel() == channels, "fake_quant: layout does not fit x and scale");
+  STD_TORCH_CHECK(x.numel() == outer * channels * inner, "fake_quant: x has ", x.numel(), " elements, not ", outer * channels * inner);
+  STD_TORCH_CHECK(is(scale, ScalarType::Float, channels) && is(zero_point, ScalarType::Float, channels),
+                  "fake_quant: scale and zero point must be float32 with ", channels, " elements");
   Job& job = p.job;
   job = Job{};
   job.x = x.data_ptr();
@@ -67,6 +74,7 @@ void fake_quant_cpu(Tensor x, Tensor scale, std::optional<Tensor> zero_point, Te
                     int64_t qmin, int64_t qmax, bool reciprocal) {
   Prepared p;
   prepare(p, x, scale, zero_point, outer, channels, inner, qmin, qmax, reciprocal);
+  STD_TORCH_CHECK(is(x_hat, x.scalar_type(), x.numel()), "fake_quant: x_hat must have the size and dtype of x");
   p.job.out = x_hat.data_ptr();
   run(p.job, FASTQAT_AT_LEVEL(forward));
 }
@@ -75,6 +83,7 @@ void quantize_codes_cpu(Tensor x, Tensor scale, std::optional<Tensor> zero_point
                         int64_t inner, int64_t qmin, int64_t qmax, bool reciprocal) {
   Prepared p;
   prepare(p, x, scale, zero_point, outer, channels, inner, qmin, qmax, reciprocal);
+  STD_TORCH_CHECK(codes_out.numel() == x.numel(), "quantize_codes: codes must have the size of x");
   p.job.out = codes_out.data_ptr();
   p.job.code_type = codes_out.scalar_type();
   run(p.job, FASTQAT_AT_LEVEL(codes));
@@ -85,6 +94,10 @@ void fake_quant_backward_cpu(Tensor x, Tensor scale, std::optional<Tensor> zero_
                              int64_t inner, int64_t qmin, int64_t qmax, bool reciprocal, double grad_factor) {
   Prepared p;
   prepare(p, x, scale, zero_point, outer, channels, inner, qmin, qmax, reciprocal);
+  STD_TORCH_CHECK(is(grad_y, x.scalar_type(), x.numel()) && is(grad_x, x.scalar_type(), x.numel()),
+                  "fake_quant_backward: grad_y and grad_x must have the size and dtype of x");
+  STD_TORCH_CHECK(is(grad_scale, ScalarType::Float, channels) && is(grad_zero_point, ScalarType::Float, channels),
+                  "fake_quant_backward: sums must be float32 with ", channels, " elements");
   Job& job = p.job;
   job.grad_y = grad_y.data_ptr();
   job.out = grad_x.data_ptr();

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import threading
 
 import pytest
 import torch
@@ -231,6 +232,9 @@ def test_permuted_gradient_is_read_in_the_order_of_x() -> None:
 
 
 @pytest.mark.parametrize(("kwargs", "error", "message"), [
+    ({"scale": 0.5}, TypeError, "accepted: a tensor"),
+    ({"qmin": -8.0}, TypeError, "accepted: integers"),
+    ({"zero_point": torch.ones(1, dtype=torch.complex64)}, TypeError, "integer or floating"),
     ({"qmin": 3, "qmax": 1}, ValueError, r"integer range \[3, 1\]"),
     ({"qmin": -(2**20), "qmax": 1}, ValueError, "at most 16 bits"),
     ({"axis": 2}, ValueError, "axis 2 is out of range"),
@@ -246,6 +250,41 @@ def test_bad_input(kwargs: dict, error: type[Exception], message: str) -> None:
     arguments = {"x": torch.ones(3, 4), "scale": torch.ones(1), "qmin": -8, "qmax": 7, **kwargs}
     with pytest.raises(error, match=message):
         fq.fake_quantize(arguments.pop("x"), arguments.pop("scale"), arguments.pop("zero_point", None), **arguments)
+
+
+@pytest.mark.parametrize(("scale", "zero_point"), [([], [1]), ([1], [])])
+def test_scale_and_zero_point_may_differ_in_shape(scale: list[int], zero_point: list[int]) -> None:
+    s, z = torch.full(scale, 0.1, requires_grad=True), torch.full(zero_point, 1.0, requires_grad=True)
+    fq.fake_quantize(torch.tensor([0.2, 9.0]), s, z, qmin=-8, qmax=7).sum().backward()
+    assert s.grad.shape == s.shape and z.grad.shape == z.shape
+
+
+@native
+def test_operators_check_sizes_before_they_read() -> None:
+    x, s = torch.ones(8), torch.tensor([0.5])
+    grid = (s, None, -8, 7, None, "div")
+    for grad in (torch.ones(2), torch.ones(8, dtype=torch.bfloat16)):
+        with pytest.raises(RuntimeError, match="grad_y and grad_x must have the size and dtype of x|must match|size"):
+            op.fake_quant_backward(grad, x, *grid, 1.0, True, False)
+    with pytest.raises(RuntimeError, match="must be float32 with 8 elements"):
+        op.fake_quant(x, s.expand(8), torch.ones(1), -8, 7, 0, "div")
+
+
+def test_use_backend_reaches_other_threads() -> None:
+    name = FAST[0] if FAST else "reference"
+    failed: list[str] = []
+
+    def run() -> None:
+        try:
+            fq.fake_quantize(torch.ones(2, dtype=torch.float64), torch.tensor(0.5), qmin=-8, qmax=7)
+        except fq.BackendError as error:
+            failed.append(str(error))
+
+    with fq.use_backend(name):
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    assert bool(failed) == (name != "reference")
 
 
 def test_double_backward_is_refused() -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from . import op
+from .reference import SEMANTICS
 
-SEMANTICS = ("div", "reciprocal")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -28,6 +28,13 @@ def _checked_axis(x: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int
 
 def check_range(x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, axis: int | None, semantics: str) -> int | None:
     """Raise for what no backend accepts; return the axis counted from the front."""
+    for name, value in (("x", x), ("scale", scale), ("zero_point", zero_point)):
+        if not isinstance(value, Tensor) and not (name == "zero_point" and value is None):
+            raise TypeError(f"{name} is {type(value).__name__}; accepted: a tensor, such as torch.tensor(0.1)")
+    if not (isinstance(qmin, int) and isinstance(qmax, int)):
+        raise TypeError(f"qmin, qmax are {qmin!r}, {qmax!r}; accepted: integers")
+    if zero_point is not None and (zero_point.is_complex() or zero_point.dtype == torch.bool):
+        raise TypeError(f"zero_point is {zero_point.dtype}; accepted: an integer or floating dtype")
     if x.dtype not in _DTYPES:
         raise TypeError(f"x is {x.dtype}; accepted: float32, bfloat16, float16, float64")
     if scale.dtype != torch.float32 and not scale.dtype == x.dtype == torch.float64:

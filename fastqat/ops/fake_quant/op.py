@@ -130,6 +130,6 @@ class FakeQuantize(torch.autograd.Function):
         return (
             grad_x if ctx.needs_input_grad[0] else None,
             grad_scale if needs_scale else None,
-            grad_zero_point.to(zero_point.dtype) if needs_zero_point else None,
+            grad_zero_point.to(zero_point.dtype).reshape(zero_point.shape) if needs_zero_point else None,
             *[None] * 5,
         )

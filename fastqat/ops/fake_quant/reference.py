@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+SEMANTICS = ("div", "reciprocal")
 _CODE_TYPES = (torch.int8, torch.uint8, torch.int16, torch.int32)
 
 

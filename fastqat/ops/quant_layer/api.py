@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..fake_quant.api import check_range
+from ..fake_quant.reference import SEMANTICS
 from . import op
 
 
@@ -39,7 +40,7 @@ def _encode(x: Tensor, quant: QuantArgs | None) -> tuple[Tensor | None, Tensor |
     if quant is None:
         return None, None, [], 1.0, False
     axis = check_range(x, quant.scale, quant.zero_point, quant.qmin, quant.qmax, quant.axis, quant.semantics)
-    code = [quant.qmin, quant.qmax, -1 if axis is None else axis, op.SEMANTICS.index(quant.semantics)]
+    code = [quant.qmin, quant.qmax, -1 if axis is None else axis, SEMANTICS.index(quant.semantics)]
     return quant.scale, quant.zero_point, code, quant.grad_factor, quant.per_scale
 
 

@@ -17,9 +17,7 @@ from torch.autograd.function import once_differentiable
 from ... import _backend
 from .._library import define_op
 from ..fake_quant.op import OP as FAKE_QUANT
-from ..fake_quant.reference import Grid
-
-SEMANTICS = ("div", "reciprocal")
+from ..fake_quant.reference import SEMANTICS, Grid
 
 
 class Operand(NamedTuple):
@@ -177,4 +175,7 @@ class QuantLayer(torch.autograd.Function):
         grads = list(quant_layer_backward(grad_y, x, weight, *quantizers, *ctx.options, needs))
         if needs[2]:
             grads[2] = grads[2].to(ctx.bias_dtype)
+        for i, zero_point in ((4, quantizers[1]), (6, quantizers[3])):
+            if needs[i]:
+                grads[i] = grads[i].to(zero_point.dtype).reshape(zero_point.shape)
         return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *[None] * 5
