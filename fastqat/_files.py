@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+
+# What a damaged archive (.npz, .gz, .pt) raises, from the file system up.
+DAMAGED_ARCHIVE = (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+
+_HINTS = {
+    errno.ENOSPC: "free some space or choose another folder",
+    errno.EDQUOT: "free some space or choose another folder",
+    errno.EACCES: "change its permissions or choose another folder",
+    errno.EPERM: "change its permissions or choose another folder",
+    errno.EROFS: "choose a folder on a disk that can be written",
+    errno.ENOTDIR: "a part of that path is a file; choose another folder",
+    errno.EEXIST: "a part of that path is a file; choose another folder",
+    errno.EISDIR: "a folder has that name; remove it or choose another name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
 
 
 @contextlib.contextmanager
@@ -15,7 +33,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     When the block or the disk fails, the temporary file is removed and an older `path` stays as it was.
 
     Raises:
-        OSError: the disk is full or not writable; the message names the file.
+        OSError: the disk is full or not writable; the message names the file and says what to do.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -29,9 +47,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(
-                error.errno, f"cannot write {path}: {error.strerror}; free some space or choose another folder (an older file is untouched)"
-            ) from error
+            hint = _HINTS.get(error.errno, "choose another folder")
+            raise OSError(error.errno, f"cannot write {path}: {error.strerror}; {hint} (an older file is untouched)") from error
         raise
 
 

@@ -12,6 +12,7 @@ import torch
 
 import fastqat
 from fastqat._backend import NATIVE_REASON, backends
+from fastqat._errors import InputError
 
 # package → what it is for here
 OPTIONAL = {
@@ -53,4 +54,26 @@ def _build_lines() -> list[str]:
         return [f"native part: no: {NATIVE_REASON}"]
     native: Any = importlib.import_module("fastqat._C")
     facts = native.build_info() if hasattr(native, "build_info") else {}
-    return ["native part: loaded", *(f"  {key}: {value}" for key, value in facts.items())]
+    return ["native part: loaded", *(f"  {key}: {value}" for key, value in facts.items()), f"  active cpu level: {_active_level()}"]
+
+
+def _active_level() -> str:
+    try:
+        return active_cpu_level()
+    except InputError as error:
+        return f"none: {error}"
+
+
+def active_cpu_level() -> str:
+    """The instruction set that the loaded CPU kernels run with, such as ``"avx2"``.
+
+    Raises:
+        InputError: ``FASTQAT_CPU_LEVEL`` names one that was not built or that this CPU has not.
+    """
+    native: Any = importlib.import_module("fastqat._C")
+    try:
+        return native.cpu_level()
+    except RuntimeError as error:
+        line = str(error).splitlines()[0]  # "function, file.cpp:line, reason"
+        reason = line.rpartition(".cpp:")[2].partition(", ")[2]
+        raise InputError(f"FASTQAT_CPU_LEVEL: {reason or line}") from error

@@ -140,3 +140,18 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     mask = torch.zeros(len(labels), dtype=torch.bool)
     mask[torch.cat(held)] = True
     return (~mask).nonzero().flatten(), mask.nonzero().flatten()
+
+
+def stratified_subset(labels: Tensor, size: int, seed: int) -> Tensor:
+    """`size` of ``0..N−1``, sorted: ``size · n_c / N`` of each class c, rounded down, and one more where the remainders are largest."""
+    if size >= len(labels):
+        return torch.arange(len(labels))
+    generator = torch.Generator().manual_seed(seed)
+    names, counts = labels.unique(return_counts=True)
+    quotas, remainders = size * counts // len(labels), size * counts % len(labels)
+    quotas[remainders.argsort(descending=True, stable=True)[: size - int(quotas.sum())]] += 1
+    chosen = []
+    for label, quota in zip(names, quotas.tolist(), strict=True):
+        members = (labels == label).nonzero().flatten()
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:quota]])
+    return torch.cat(chosen).sort().values

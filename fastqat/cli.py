@@ -29,8 +29,8 @@ class ScoreArgs:
     """Names of scores: evs, ds, res, entropy, confidence, margin, loss, ..."""
     data: str | None = None
     """Data set; default: the run's own."""
-    split: Literal["train", "test"] = "train"
-    """Which part of it."""
+    split: Literal["pool", "train", "test"] = "pool"
+    """pool: the samples that the run chose from, in the order of its selections; train, test: the whole training or test set."""
     checkpoint: Path | None = None
     """Checkpoint; default: the run's best."""
     output: Path | None = None
@@ -137,7 +137,8 @@ def _parse_train(argv: Sequence[str]) -> TrainConfig:
     if config is not None:
         default = TrainConfig.from_yaml(Path(config))
     elif "--resume" in argv and name is not None:
-        default = saved_config(Path(_value_of(argv, "--runs") or default.runs) / name) or default
+        runs = Path(_value_of(argv, "--runs") or default.runs)
+        default = replace(saved_config(runs / name) or default, name=name, runs=runs)
     default = replace(default, resume=False, overwrite=False)
     flags = tyro.cli(TrainFlags, prog="fastqat train", args=list(argv), default=TrainFlags(**vars(default)))
     return TrainConfig(**vars(flags))

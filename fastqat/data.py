@@ -10,7 +10,6 @@ import gzip
 import io
 import os
 import pickle
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastqat._errors import DataError
-from fastqat._tensor_data import TensorData, channel_moments, fingerprint, stratified_split, subset
+from fastqat._files import DAMAGED_ARCHIVE
+from fastqat._tensor_data import TensorData, channel_moments, fingerprint, stratified_split, stratified_subset, subset
 
 __all__ = [
     "DataSplits",
@@ -33,6 +33,7 @@ __all__ = [
     "load",
     "splits_from_arrays",
     "stratified_split",
+    "stratified_subset",
     "subset",
 ]
 
@@ -74,8 +75,8 @@ def load(name: str, root: str | Path | None = None, *, image_size: int = 224) ->
         image_size: side of the square that ``imagefolder`` pictures are cropped to.
 
     Raises:
-        DataError: unknown name; a file is missing (says which, where and how to get it) or unreadable; the set is empty; a
-            label of the test set does not occur in training.
+        DataError: unknown name; a file is missing (says which, where and how to get it) or unreadable; the set is empty; arrays
+            do not fit each other; a label of the test set does not occur in training.
 
     Example:
         >>> import fastqat.data
@@ -94,19 +95,26 @@ def load(name: str, root: str | Path | None = None, *, image_size: int = 224) ->
 def splits_from_arrays(
     arrays: dict[str, np.ndarray], class_names: Sequence[str] = (), *, padding: int = 0, flip: bool = False, source: str = "the arrays"
 ) -> DataSplits:
-    """`DataSplits` of ``x_train, y_train, x_test, y_test``; shapes as in `load`, labels checked."""
+    """`DataSplits` of ``x_train, y_train, x_test, y_test``; shapes as in `load`, shapes and labels checked."""
     missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in arrays]
     if missing:
         raise DataError(f"{source} has no array {', '.join(missing)}; it needs x_train, y_train, x_test, y_test")
     y_train, y_test = (_labels(arrays[key], key, source) for key in ("y_train", "y_test"))
+    x_train, x_test = (_channels_first(arrays[key], key, source) for key in ("x_train", "x_test"))
+    for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
+        if len(x) != len(y):
+            raise DataError(f"{source}: x_{part} has {len(x)} samples and y_{part} has {len(y)} labels; give one label per sample")
+    if x_train.shape[1:] != x_test.shape[1:]:
+        shapes = f"training samples have shape {tuple(x_train.shape[1:])} and test samples {tuple(x_test.shape[1:])}"
+        raise DataError(f"{source}: {shapes} (channels first); make them the same")
     if not len(y_train) or not len(y_test):
         raise DataError(f"{source} is empty: {len(y_train)} training and {len(y_test)} test samples; both need at least one")
     num_classes = max(len(class_names), int(y_train.max()) + 1)
     highest, lowest = max(int(y_train.max()), int(y_test.max())), min(int(y_train.min()), int(y_test.min()))
     if lowest < 0 or highest >= num_classes:
         raise DataError(f"{source}: labels must lie in 0..{num_classes - 1}, the classes of the training set; got {lowest}..{highest}")
-    train = TensorData(_channels_first(arrays["x_train"]), y_train)
-    test = TensorData(_channels_first(arrays["x_test"]), y_test, train.mean, train.std)
+    train = TensorData(x_train, y_train)
+    test = TensorData(x_test, y_test, train.mean, train.std)
     names = tuple(class_names) or tuple(str(i) for i in range(num_classes))
     return DataSplits(train, test, num_classes, tuple(train.x.shape[1:]), names, padding=padding, flip=flip)
 
@@ -117,8 +125,10 @@ def _labels(array: np.ndarray, key: str, source: str) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))
 
 
-def _channels_first(array: np.ndarray) -> Tensor:
+def _channels_first(array: np.ndarray, key: str, source: str) -> Tensor:
     """uint8 ``[N, H, W]`` or ``[N, H, W, C]`` → ``[N, C, H, W]``; everything else is ``[N, C, ...]`` already."""
+    if array.ndim < 2 or array.dtype.kind not in "buif":
+        raise DataError(f"{source}: {key} must hold one sample of numbers per row, [N, ...]; got {array.dtype} of shape {array.shape}")
     if array.dtype == np.uint8 and array.ndim == 3:
         array = array[:, None]
     elif array.dtype == np.uint8 and array.ndim == 4 and array.shape[-1] in (1, 3, 4):
@@ -163,7 +173,7 @@ def _read_idx(path: Path) -> np.ndarray:
     """One uint8 array of the IDX format: 0, 0, type, number of dimensions, big-endian int32 sizes, values."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except DAMAGED_ARCHIVE as error:
         raise DataError(f"{path} cannot be read ({error}); fetch it again") from error
     dims = content[3] if len(content) > 3 else 0
     shape = tuple(np.frombuffer(content, ">i4", dims, 4).tolist()) if len(content) >= 4 + 4 * dims else ()
@@ -191,7 +201,7 @@ def _read_cifar(paths: Sequence[Path], label_key: str) -> tuple[np.ndarray, np.n
             batch = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
             pictures.append(np.asarray(batch["data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             labels.append(np.asarray(batch[label_key], np.int64))
-        except (pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
+        except Exception as error:  # a damaged pickle may raise anything
             raise DataError(f"{path} is not a whole CIFAR file ({error}); fetch it again") from error
     return np.concatenate(pictures), np.concatenate(labels)
 
@@ -223,7 +233,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED_ARCHIVE as error:
         raise DataError(f"{path} cannot be read as .npz ({error}); it needs plain arrays x_train, y_train, x_test, y_test") from error
 
 

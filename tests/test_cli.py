@@ -1,6 +1,7 @@
 """The command line: flags over YAML over defaults, one-line errors, exit codes, every command once."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import fastqat
 import fastqat.cli
 import fastqat.train.run
 from fastqat.cli import main
 from fastqat.selection.table import ScoreTable
 from fastqat.train import demo
 from fastqat.train.config import TrainConfig
+from fastqat.train.folder import RunFolder
 
 TINY = ["--limit=120", "--float-epochs=1", "--epochs=1", "--batch-size=16", "--fraction=0.3", "--no-report", "--no-progress", "--threads=1"]
 
@@ -53,6 +56,19 @@ def test_resume_by_name_takes_the_settings_of_the_run(runs, parsed):
     assert parsed[0] == replace(saved, resume=True)
 
 
+def test_the_settings_of_a_run_start_another_and_resume_it_by_name(runs, parsed):
+    named = TrainConfig(data="cifar10", lr=0.5, name="x", config=Path("mine.yaml"), resume=True, runs=Path("runs"))
+    RunFolder(named.run_dir).open(named, resumed=False)
+    assert main(["train", "--config", "runs/x/config.yaml", "--seed", "1"]) == 0
+    assert parsed[0] == TrainConfig(data="cifar10", lr=0.5, seed=1, config=Path("runs/x/config.yaml"))
+    assert parsed[0].run_dir != named.run_dir
+    assert main(["train", "--resume", "--name", "x"]) == 0
+    assert parsed[1] == replace(named, config=None) and RunFolder(parsed[1].run_dir).may_resume(parsed[1])
+    Path("runs").rename("moved")
+    assert main(["train", "--resume", "--name", "x", "--runs", "moved"]) == 0
+    assert parsed[2] == replace(parsed[1], runs=Path("moved")) and RunFolder(parsed[2].run_dir).may_resume(parsed[2])
+
+
 def test_train_score_report_and_resume(runs, capsys):
     assert main(["train", "--name", "a", "--select", "acs", *TINY]) == 0
     out = capsys.readouterr().out
@@ -61,16 +77,18 @@ def test_train_score_report_and_resume(runs, capsys):
     assert main(["train", "--name", "a", "--resume"]) == 0
     assert "is finished" in capsys.readouterr().out
     assert main(["score", "runs/a", "--scores", "evs", "ds", "entropy"]) == 0
-    table = ScoreTable.load("runs/a/scores_train.safetensors")
-    assert set(table) == {"evs", "ds", "entropy"} and table.num_samples == 1438 and float(table["ds"].max()) > 0
+    table = ScoreTable.load("runs/a/scores_pool.safetensors")
+    assert set(table) == {"evs", "ds", "entropy"} and table.num_samples == 110 and float(table["ds"].max()) > 0
     assert main(["report", "runs/a", "runs/b"]) == 0
     out = capsys.readouterr().out
-    assert "1,438 samples" in out and "comparison.html" in out and Path("comparison.html").is_file()
+    assert "110 samples" in out and "comparison.html" in out and Path("comparison.html").is_file()
 
 
 def test_info_tells_versions_and_backends(capsys):
     assert main(["info"]) == 0
     out = capsys.readouterr().out
+    if "native part: loaded" in out:
+        assert f"active cpu level: {fastqat._C.cpu_level()}" in out
     assert torch.__version__ in out and "native part" in out and "reference" in out and "matplotlib" in out
 
 
@@ -95,6 +113,8 @@ def test_bench_passes_its_flags_on(monkeypatch):
 
 BAD = {
     "fraction": (["train", "--fraction", "0"], "fraction must lie in (0, 1]; got 0.0"),
+    "name outside runs": (["train", "--name", "../x"], "name must be a single folder name"),
+    "name outside runs to resume": (["train", "--name", "../x", "--resume"], "name must be a single folder name"),
     "missing data": (["train", "--data", "fashion-mnist", "--data-root", "nowhere"], "torchvision.datasets.FashionMNIST"),
     "missing YAML": (["train", "--config", "no.yaml"], "cannot read settings from no.yaml"),
     "no run to score": (["score", "nowhere"], "nowhere is not a run directory"),
@@ -126,6 +146,21 @@ def test_full_disk_is_one_line_and_keeps_what_was_there(runs, capsys, monkeypatc
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "No space left on device" in err and "free some space" in err
     assert {path: path.read_bytes() for path in (runs / "a").rglob("*.pt")} == before
+
+
+def test_full_disk_while_scoring_is_one_line(runs, capsys):
+    """The kernel refuses the write (EFBIG) as it does on a full disk."""
+    assert main(["train", "--name", "a", *TINY]) == 0
+    capsys.readouterr()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        assert main(["score", "runs/a", "--no-progress"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and err.startswith("error: ") and "cannot write runs/a/scores_pool.safetensors" in err
+    assert not list((runs / "a").glob("*scores*")) and not list((runs / "a").glob(".*.part"))
 
 
 def test_debug_shows_the_traceback(runs, capsys, monkeypatch):
@@ -174,3 +209,4 @@ def test_help_explains_every_flag(capsys):
     for flag in ("--val-fraction", "--bn-reestimate", "--resume", "--float-epochs"):
         assert flag in out
     assert "Share of the pool that is selected." in out
+    assert "{none,random,rs2,acs}" in out and "{cosine,half_cosine,linear" in out and "{paper,per_scale,range,none}" in out

@@ -143,7 +143,14 @@ BAD_ARRAYS = {
     "negative label": (arrays(y_train=np.array([0, 1, -1, 0, 1, 2])), "labels must lie in 0..2"),
     "label unknown in training": (arrays(y_test=np.array([0, 1, 2, 3, 0, 1])), "labels must lie in 0..2"),
     "float labels": (arrays(y_train=np.zeros(6)), "one integer per sample"),
-    "lengths differ": (arrays(y_train=labels(5, 3)), "6 samples and 5 labels"),
+    "lengths differ": (arrays(y_train=labels(5, 3)), "x_train has 6 samples and y_train has 5 labels"),
+    "test lengths differ": (arrays(y_test=labels(5, 3)), "x_test has 6 samples and y_test has 5 labels"),
+    "other size": (arrays(x_test=pictures(6, 9, 8)), r"training samples have shape \(1, 8, 8\) and test samples \(1, 9, 8\)"),
+    "other channels": (arrays(x_test=pictures(6, 8, 8, 3)), r"have shape \(1, 8, 8\) and test samples \(3, 8, 8\)"),
+    "scalar": (arrays(x_train=np.array(3.0)), r"x_train must hold one sample of numbers per row, .* float64 of shape \(\)"),
+    "scalar label": (arrays(y_test=np.array(3)), "y_test must hold one integer per sample"),
+    "one value per sample": (arrays(x_test=np.zeros(6)), "x_test must hold one sample"),
+    "text": (arrays(x_train=np.full((6, 2), "a")), "x_train must hold one sample of numbers"),
 }
 
 
@@ -164,6 +171,37 @@ def test_npz_without_an_array_or_damaged(tmp_path):
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(DataError, match="cannot be read as .npz"):
         load(f"npz:{path}")
+
+
+def flip_bits(path: Path, at: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= 0x55
+    path.write_bytes(content)
+
+
+def test_flipped_bits_in_compressed_files_are_one_line(tmp_path):
+    packed = tmp_path / "FashionMNIST/raw/train-images-idx3-ubyte.gz"
+    told: list[str] = []
+    for at in np.linspace(0.02, 0.98, 25):
+        np.savez_compressed(tmp_path / "x.npz", **arrays())
+        write_fashion(tmp_path, compressed=True)
+        for path, name in ((tmp_path / "x.npz", f"npz:{tmp_path / 'x.npz'}"), (packed, "fashion-mnist")):
+            flip_bits(path, at)
+            try:
+                load(name, tmp_path)  # a date in a header may change without harm
+            except DataError as error:
+                told.append(str(error))
+    assert len(told) > 40 and all(str(packed) in line or "x.npz" in line for line in told)
+
+
+def test_stratified_subset_has_the_size_and_the_shares():
+    y = torch.cat([torch.zeros(100), torch.ones(50), torch.full((7,), 2)]).long()
+    for size in (1, 2, 10, 30, 156, 157, 999):
+        chosen = data.stratified_subset(y, size, seed=0)
+        assert len(chosen) == min(size, 157) and torch.equal(chosen, chosen.unique())
+        assert (torch.bincount(y[chosen], minlength=3) - torch.bincount(y) * min(size, 157) / 157).abs().max() < 1
+    assert torch.equal(data.stratified_subset(y, 30, seed=0), data.stratified_subset(y, 30, seed=0))
+    assert not torch.equal(data.stratified_subset(y, 30, seed=0), data.stratified_subset(y, 30, seed=1))
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 6, 5)])

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from fastqat._errors import DataError, InputError
-from fastqat._files import atomic_path
+from fastqat._files import write_atomic
 from fastqat.selection.budget import as_labels
 
 _FORMAT = "fastqat.scores.1"
@@ -81,8 +81,7 @@ class ScoreTable(Mapping[str, Tensor]):
             OSError: the disk is full or not writable.
         """
         tensors = dict(self._columns) if self.labels is None else {**self._columns, _LABELS: self.labels}
-        with atomic_path(path) as part:
-            save_file({name: values.contiguous() for name, values in tensors.items()}, part, metadata={"format": _FORMAT})
+        write_atomic(path, save({name: values.contiguous() for name, values in tensors.items()}, metadata={"format": _FORMAT}))
 
     @classmethod
     def load(cls, path: str | Path) -> ScoreTable:

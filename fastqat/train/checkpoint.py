@@ -13,11 +13,10 @@ import torch
 from torch import nn
 
 from fastqat._errors import CheckpointError
-from fastqat._files import write_atomic
+from fastqat._files import DAMAGED_ARCHIVE, write_atomic
 from fastqat.train.models import first_mismatch
 
-KEEP = 2
-_DAMAGE = (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError)
+_DAMAGE = (*DAMAGED_ARCHIVE, pickle.UnpicklingError)
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -71,6 +70,18 @@ def load_weights(model: nn.Module, state: dict[str, Any], source: Path | str) ->
     model.load_state_dict(state)
 
 
+def check_same_data(saved: dict[str, Any], fingerprint: str, source: Path | str) -> None:
+    """Refuse a checkpoint that was trained on other data than that of `fingerprint`.
+
+    Raises:
+        CheckpointError: the fingerprints differ.
+    """
+    if saved.get("data") != fingerprint:
+        raise CheckpointError(
+            f"{source} was trained on other data than is there now; bring the data back to what it was, or train anew (--overwrite)"
+        )
+
+
 class CheckpointStore:
     """The checkpoints of one stage: ``<prefix>_0007.pt`` for the latest epochs.
 
@@ -91,10 +102,11 @@ class CheckpointStore:
         return sorted(self.folder.glob(f"{self.prefix}_[0-9]*.pt"), key=lambda path: int(path.stem.rpartition("_")[2]))
 
     def save(self, epoch: int, state: dict[str, Any]) -> None:
-        """Write the state after `epoch`, then remove all but the `KEEP` latest."""
+        """Write the state after `epoch`, then remove all but this and the one of the epoch before."""
         save_state(self.path(epoch), state)
-        for old in self.paths()[:-KEEP]:
-            old.unlink(missing_ok=True)
+        for path in self.paths():
+            if path not in (self.path(epoch), self.path(epoch - 1)):
+                path.unlink(missing_ok=True)
 
     def latest(self) -> dict[str, Any] | None:
         """The newest undamaged state; None when nothing was saved yet.

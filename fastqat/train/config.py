@@ -43,7 +43,7 @@ class TrainFlags:
     val_fraction: float = 0.1
     """Share of each class of the training set that is held out to choose the best checkpoint; 0 for none."""
     limit: int | None = None
-    """Use only the first N training samples (to try things out)."""
+    """Use only N training samples, the same share of each class (to try things out)."""
     augment: Literal["auto", "none"] = "auto"
     """auto: random crop and flip where the data set has them; none: the pictures as they are."""
     image_size: int = 224
@@ -66,14 +66,17 @@ class TrainFlags:
 
     qconfig: str = "w2a32"
     """Bits of weights and activations (w4a4, w2a32), with :channel for one scale per output channel; none: no quantization."""
-    select: str = "none"
+    grad_factor: Literal["paper", "per_scale", "range", "none"] = "paper"
+    """Factor of the step sizes' gradients, for N weights of a layer or features of a sample: paper 1/sqrt(N qmax); range 1/sqrt(N (qmax -
+    qmin)); per_scale as paper with the batch counted in N, as the released code of ACS does; none 1."""
+    select: Literal["none", "random", "rs2", "acs"] = "none"
     """Which samples to train on: none (all), random (a new draw every INTERVAL epochs), rs2 (every epoch), or acs."""
     fraction: float = 0.1
     """Share of the pool that is selected."""
     interval: int = 10
     """Epochs between two selections."""
-    schedule: str = "cosine"
-    """How the weight of the error vector score falls in acs: cosine, half_cosine, linear, sqrt, quadratic, constant."""
+    schedule: Literal["cosine", "half_cosine", "linear", "sqrt", "quadratic", "constant"] = "cosine"
+    """How the weight of the error vector score falls in acs; half_cosine is that of its released code."""
     balanced: bool = True
     """Select the same share of each class."""
     first_select: Literal["scores", "random"] = "scores"
@@ -111,7 +114,7 @@ class TrainFlags:
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda, cuda:1, ..."""
     name: str | None = None
-    """Name of the run directory; default: made from the settings."""
+    """Name of the run directory, a single folder name; default: made from the settings."""
     runs: Path = Path("runs")
     """Folder of the run directories."""
     resume: bool = False
@@ -152,6 +155,10 @@ class TrainConfig(TrainFlags):
     @property
     def run_dir(self) -> Path:
         return self.runs / self.run_name
+
+    def saved(self) -> TrainConfig:
+        """The settings that a run keeps: without its name and what was asked of this start only, so that they start other runs too."""
+        return dataclasses.replace(self, config=None, name=None, resume=False, overwrite=False)
 
     def to_yaml(self) -> str:
         """The settings as YAML text, in the order of the fields; `from_yaml` reads it back."""
@@ -220,9 +227,19 @@ def _check_values(config: TrainConfig) -> None:
         value = getattr(config, name)
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise InputError(f"{name} must be a finite number of at least 0; got {value}")
+    if config.momentum >= 1:
+        raise InputError(f"momentum must be less than 1; got {config.momentum}; 0.9 is usual")
+    _check_name(config.name)
     if not 0 < config.fraction <= 1:
         raise InputError(f"fraction must lie in (0, 1]; got {config.fraction}")
     if not 0 <= config.val_fraction < 1:
         raise InputError(f"val_fraction must lie in [0, 1); got {config.val_fraction}")
     if config.resume and config.overwrite:
         raise InputError("resume keeps a run and overwrite deletes it; give one of them")
+
+
+def _check_name(name: str | None) -> None:
+    if name is not None and (not name or name.startswith(".") or set(name) & set("/\\\0")):
+        raise InputError(
+            f"name must be a single folder name, without / and without a dot at its start; got {name!r}; choose the folder above with runs"
+        )

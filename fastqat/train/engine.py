@@ -48,6 +48,32 @@ class Distillation:
         return F.cross_entropy(logits, target)
 
 
+def laid_out(x: Tensor, channels_last: bool) -> Tensor:
+    """`x` in the memory layout of the model; only pictures ``[B, C, H, W]`` have one to choose."""
+    return x.contiguous(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x
+
+
+class _Tally:
+    """Sums of one pass, kept on the device: nothing waits for it before `result`."""
+
+    def __init__(self, bar: Bar | None):
+        self.bar, self.start, self.samples, self.steps = bar, time.perf_counter(), 0, 0
+        self.loss: Tensor | float = 0.0
+        self.correct: Tensor | float = 0.0
+
+    def add(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
+        """One batch; `loss` is its mean."""
+        self.loss = self.loss + loss.detach() * len(y)
+        self.correct = self.correct + (logits.detach().argmax(1) == y).sum()
+        self.samples, self.steps = self.samples + len(y), self.steps + 1
+        if self.bar is not None:
+            self.bar.advance(len(y))
+
+    def result(self) -> EpochResult:
+        loss, correct, n = float(self.loss), float(self.correct), self.samples
+        return EpochResult(loss / n, correct / n, n, self.steps, time.perf_counter() - self.start)
+
+
 def cosine_factor(progress: float) -> float:
     """``½ (1 + cos π·progress)``: 1 at the start, 0 at the end."""
     return 0.5 * (1 + math.cos(math.pi * progress))
@@ -66,24 +92,18 @@ def train_epoch(
 ) -> EpochResult:
     """One pass of gradient steps; ``set_lr(step)`` is called before each."""
     model.train()
-    start, samples, steps = time.perf_counter(), 0, 0
-    loss_sum: Tensor | float = 0.0
-    correct: Tensor | float = 0.0
+    tally = _Tally(bar)
     for x, y in batches:
-        if channels_last and x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        set_lr(steps)
+        x = laid_out(x, channels_last)
+        set_lr(tally.steps)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
             logits = model(x)
             loss = loss_function(logits.float(), y, x)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        loss_sum = loss_sum + loss.detach() * len(y)
-        correct = correct + (logits.detach().argmax(1) == y).sum()
-        samples, steps = samples + len(y), steps + 1
-        bar.advance(len(y))
-    return EpochResult(float(loss_sum) / samples, float(correct) / samples, samples, steps, time.perf_counter() - start)
+        tally.add(loss, logits, y)
+    return tally.result()
 
 
 @torch.no_grad()
@@ -92,20 +112,13 @@ def evaluate(
 ) -> EpochResult:
     """Mean cross-entropy and accuracy of `model` in eval mode."""
     model.eval()
-    start, samples, steps = time.perf_counter(), 0, 0
-    loss_sum: Tensor | float = 0.0
-    correct: Tensor | float = 0.0
+    tally = _Tally(bar)
     for x, y in batches:
-        if channels_last and x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = laid_out(x, channels_last)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
             logits = model(x).float()
-        loss_sum = loss_sum + F.cross_entropy(logits, y, reduction="sum")
-        correct = correct + (logits.argmax(1) == y).sum()
-        samples, steps = samples + len(y), steps + 1
-        if bar is not None:
-            bar.advance(len(y))
-    return EpochResult(float(loss_sum) / samples, float(correct) / samples, samples, steps, time.perf_counter() - start)
+        tally.add(F.cross_entropy(logits, y), logits, y)
+    return tally.result()
 
 
 def check_finite(result: EpochResult, where: str) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
 
 from fastqat._errors import CheckpointError
+from fastqat.nn.param_groups import param_groups
 from fastqat.selection.policies import WholeSet
-from fastqat.train.checkpoint import CheckpointStore, load_state, load_weights, save_state
+from fastqat.train.checkpoint import CheckpointStore, check_same_data, load_state, load_weights, save_state
 from fastqat.train.config import FLOAT_FIELDS, TrainConfig
 from fastqat.train.engine import cross_entropy
 from fastqat.train.folder import RunFolder
@@ -22,7 +24,7 @@ from fastqat.train.pool import RunData
 from fastqat.train.stage import Stage, StagePlan, StageState
 
 # Raise it when the float stage changes so that old cached weights would not be trained again.
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 
 
 def float_seed(config: TrainConfig) -> int:
@@ -31,10 +33,33 @@ def float_seed(config: TrainConfig) -> int:
 
 
 def float_key(config: TrainConfig, data: RunData) -> str:
-    """Names the float model that `config` asks for: a hash of everything that its weights depend on, thread count apart."""
+    """Names the float model that `config` asks for: a hash of the settings and of the data that it is trained with."""
     settings = [f"{name}={getattr(config, name)}" for name in FLOAT_FIELDS]
     facts = [f"format={_CACHE_FORMAT}", *settings, f"seed={float_seed(config)}", f"data={data.fingerprint}"]
+    return _digest(facts)
+
+
+def cache_key(key: str, device: torch.device) -> str:
+    """`key` and what else decides the last bits: torch, thread count and device. Runs that agree on it share their float weights."""
+    if device.type == "cuda":
+        place = torch.cuda.get_device_name(device)
+    else:
+        place = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return _digest([key, torch.__version__, str(torch.get_num_threads()), device.type, place])
+
+
+def _digest(facts: list[str]) -> str:
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
+
+
+def given_weights(path: Path) -> dict[str, Any]:
+    """The state_dict in the file of ``--float-checkpoint``; one that is under ``"model"`` too.
+
+    Raises:
+        CheckpointError: there is no such file, or it is damaged or something else.
+    """
+    state = load_state(path)
+    return state["model"] if isinstance(state.get("model"), dict) else state
 
 
 def new_model(config: TrainConfig, data: RunData, device: torch.device) -> nn.Module:
@@ -53,47 +78,53 @@ def float_model(
     are trained now; then they are cached.
 
     Raises:
-        CheckpointError: ``float_checkpoint`` is damaged or of another architecture.
+        CheckpointError: ``float_checkpoint`` is damaged or of another architecture; the run was started on other data.
     """
     if config.float_checkpoint is not None:
-        state = load_state(config.float_checkpoint)
-        load_weights(model, state.get("model", state), config.float_checkpoint)
+        load_weights(model, given_weights(config.float_checkpoint), config.float_checkpoint)
         say(f"float weights from {config.float_checkpoint}")
         return []
     key = float_key(config, data)
-    own, cached = folder.checkpoints / "float.pt", config.runs / ".float" / f"{key}.pt"
-    found = _find(key, own, say) or _find(key, cached, say)
-    if found is None:
-        found = {"key": key, "model": None, "rows": _train(config, data, plan, model, folder, resumed, say).rows}
-        found["model"] = model.state_dict()
+    own, cached = folder.checkpoints / "float.pt", config.runs / ".float" / f"{cache_key(key, plan.device)}.pt"
+    mine = _read(own, say)
+    if mine is not None:
+        check_same_data(mine, data.fingerprint, own)
+    mine, place = (mine, own) if _is_of(mine, key) else (None, cached)
+    found = mine or _read(cached, say)
+    if not _is_of(found, key):
+        rows = _train(config, data, plan, model, folder, resumed, say).rows
+        found = {"key": key, "data": data.fingerprint, "model": model.state_dict(), "rows": rows}
         save_state(cached, found)
     else:
-        say(f"float weights of an earlier run ({cached})" if not own.is_file() else "float weights of this run")
-        load_weights(model, found["model"], cached)
-    if not own.is_file():
+        say(f"float weights of {'this run' if mine else 'an earlier run'} ({place})")
+        load_weights(model, found["model"], place)
+    if mine is None:
         save_state(own, found)
     CheckpointStore(folder.checkpoints, "float", say).clear()
     return found["rows"]
 
 
-def _find(key: str, path: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """The cached float model at `path`; None when there is none, it is damaged (said), or of other settings."""
+def _read(path: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """The float model at `path`; None when there is none, or it is damaged, which is said."""
     if not path.is_file():
         return None
     try:
-        found = load_state(path)
+        return load_state(path)
     except CheckpointError as error:
         say(f"{error} -- not used")
         path.unlink(missing_ok=True)
         return None
-    return found if found.get("key") == key else None
+
+
+def _is_of(found: dict[str, Any] | None, key: str) -> TypeGuard[dict[str, Any]]:
+    return found is not None and found.get("key") == key
 
 
 def _train(
     config: TrainConfig, data: RunData, plan: StagePlan, model: nn.Module, folder: RunFolder, resumed: bool, say: Callable[[str], None]
 ) -> StageState:
     plan = replace(plan, name="float", epochs=config.float_epochs, batch_size=config.float_batch_size, seed=float_seed(config))
-    optimizer = make_optimizer(config, decay_groups(model, config.float_lr, config.weight_decay), config.float_lr)
+    optimizer = make_optimizer(config, param_groups(model, config.float_lr, weight_decay=config.weight_decay), config.float_lr)
     stage = Stage(
         plan,
         model,
@@ -103,17 +134,11 @@ def _train(
         data.val,
         cross_entropy,
         CheckpointStore(folder.checkpoints, "float", say),
+        data=data.fingerprint,
         on_epoch=lambda state: folder.write_metrics(state.rows),
         say=say,
     )
     return stage.fit(resumed)
-
-
-def decay_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups of a float model: weights decay, norms and biases do not."""
-    weights = [p for p in model.parameters() if p.dim() > 1]
-    rest = [p for p in model.parameters() if p.dim() <= 1]
-    return [{"params": weights, "lr": lr, "weight_decay": weight_decay}, {"params": rest, "lr": lr, "weight_decay": 0.0}]
 
 
 def make_optimizer(config: TrainConfig, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:

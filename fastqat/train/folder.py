@@ -6,19 +6,23 @@ import csv
 import io
 import json
 import shutil
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastqat._errors import CheckpointError, InputError
-from fastqat._files import atomic_path, write_atomic
+from fastqat._files import DAMAGED_ARCHIVE, atomic_path, write_atomic
 from fastqat.train.config import FREE_ON_RESUME, TrainConfig
 
 COLUMNS = (
     "stage", "epoch", "steps", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "samples_per_second",
     "seconds", "selection_seconds", "selected", "reselected", "beta",
+)  # fmt: skip
+# What a run leaves in its folder beside config.yaml.
+_PRODUCTS = (
+    "summary.json", "metrics.csv", "checkpoints", "selections", "pictures.npz", "report.html", "figures", "scores_*.safetensors", ".*.part",
 )  # fmt: skip
 
 
@@ -44,14 +48,20 @@ class RunFolder:
         return True
 
     def open(self, config: TrainConfig, resumed: bool) -> None:
-        """Make the folder anew, or clear away what a killed process was writing."""
+        """Make the folder anew without anything of an older run, or clear away what a killed process was writing.
+
+        ``config.yaml`` goes first and comes last: a folder without it is no run, and a start that was killed is cleared by the next.
+        """
         if resumed:
             for part in self.path.rglob(".*.part"):
                 part.unlink(missing_ok=True)
             return
-        if config.overwrite and (self.path / "config.yaml").is_file():
-            shutil.rmtree(self.path)
-        write_atomic(self.path / "config.yaml", replace(config, resume=False, overwrite=False).to_yaml())
+        whole = config.overwrite and (self.path / "config.yaml").is_file()
+        (self.path / "config.yaml").unlink(missing_ok=True)
+        for pattern in ("*",) if whole else _PRODUCTS:
+            for path in list(self.path.glob(pattern)):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        write_atomic(self.path / "config.yaml", config.saved().to_yaml())
 
     def _check_same(self, config: TrainConfig) -> None:
         saved = TrainConfig.from_yaml(self.path / "config.yaml")
@@ -72,12 +82,15 @@ class RunFolder:
         """``selections/epoch_0000.npz``."""
         self._write_npz(self.path / "selections" / f"epoch_{epoch:04d}.npz", arrays)
 
-    def read_selections(self) -> list[dict[str, np.ndarray]]:
-        """All selections, oldest first."""
+    def read_selections(self, say: Callable[[str], None]) -> list[dict[str, np.ndarray]]:
+        """All selections, oldest first; `say` is told of a damaged one, which is left out."""
         selections = []
         for path in sorted((self.path / "selections").glob("epoch_*.npz")):
-            with np.load(path) as arrays:
-                selections.append(dict(arrays))
+            try:
+                with np.load(path) as arrays:
+                    selections.append(dict(arrays))
+            except DAMAGED_ARCHIVE as error:
+                say(f"{path} is damaged and left out ({type(error).__name__})")
         return selections
 
     def write_pictures(self, arrays: dict[str, np.ndarray]) -> None:
@@ -93,12 +106,19 @@ class RunFolder:
         write_atomic(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
 
     def read_summary(self) -> dict[str, Any] | None:
-        """The summary of a finished run, else None."""
-        path = self.path / "summary.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        """The summary of a finished run; None for an unfinished one, and where it is damaged, so that it is made again."""
+        try:
+            return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    @property
+    def has_page(self) -> bool:
+        """Whether the report is written."""
+        return (self.path / "report.html").is_file()
 
 
 def saved_config(run_dir: Path) -> TrainConfig | None:
-    """The settings of a run that exists, else None."""
+    """The settings of a run that exists, without its name; else None."""
     path = run_dir / "config.yaml"
     return TrainConfig.from_yaml(path) if path.is_file() else None

@@ -30,9 +30,9 @@ def selection_arrays(policy: SelectionPolicy, data: RunData) -> dict[str, np.nda
     return {"indices": policy.selection.indices.numpy(), "labels": data.labels.numpy(), **scores}
 
 
-def save_pictures(folder: RunFolder, data: RunData) -> None:
+def save_pictures(folder: RunFolder, data: RunData, say: Callable[[str], None]) -> None:
     """``pictures.npz``: what was chosen and dropped first, at the first and the last selection that have scores."""
-    scored = [arrays for arrays in folder.read_selections() if any(name.startswith("score_") for name in arrays)]
+    scored = [arrays for arrays in folder.read_selections(say) if any(name.startswith("score_") for name in arrays)]
     if not scored or len(data.input_shape) != 3:
         return
     index: set[int] = set()
@@ -61,6 +61,7 @@ def summarise(
         "dataset": config.data,
         "model": config.model,
         "qconfig": config.qconfig,
+        "grad_factor": config.grad_factor,
         "select": config.select,
         "fraction": 1.0 if config.select == "none" else config.fraction,
         "loss": config.loss,

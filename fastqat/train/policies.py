@@ -7,25 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastqat._errors import InputError
 from fastqat.methods import ACS
 from fastqat.selection.forwards import device_of
 from fastqat.selection.policies import RS2, RandomSubset, SelectionPolicy, WholeSet
 from fastqat.train.config import TrainConfig
+from fastqat.train.engine import laid_out
 from fastqat.train.pool import RunData
 from fastqat.train.stage import forward_batch
-
-SELECTS = ("none", "random", "rs2", "acs")
 
 
 def make_policy(config: TrainConfig, data: RunData, student: nn.Module, teacher: nn.Module) -> SelectionPolicy:
     """The selection policy of `config` over the pool of `data`.
 
     Raises:
-        InputError: unknown name, or a fraction that leaves a class empty.
+        InputError: a fraction that leaves a class empty.
     """
-    if config.select not in SELECTS:
-        raise InputError(f"select must be one of {', '.join(SELECTS)}; got {config.select!r}")
     if config.select == "none" or config.epochs == 0:
         return WholeSet(data.pool, seed=config.seed)
     drawn: dict[str, Any] = {"fraction": config.fraction, "balanced": config.balanced, "seed": config.seed}
@@ -55,9 +51,7 @@ def scoring_forward(config: TrainConfig) -> Any:
     """``forward(model, x)`` with the memory layout and the autocast of training."""
 
     def forward(model: nn.Module, x: Tensor) -> Tensor:
-        if config.channels_last and x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.amp):
-            return model(x).float()
+            return model(laid_out(x, config.channels_last)).float()
 
     return forward

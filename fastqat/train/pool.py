@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastqat._errors import DataError
-from fastqat.data import DataSplits, TensorData, fingerprint, load, stratified_split, subset
+from fastqat.data import DataSplits, TensorData, fingerprint, load, stratified_split, stratified_subset, subset
 from fastqat.selection.datasets import labels_of
 from fastqat.train.batches import RandomCropFlip, TrainSource
 from fastqat.train.config import TrainConfig
@@ -21,11 +21,15 @@ _SPLIT_SEED = 0
 
 @dataclass(frozen=True)
 class RunData:
-    """`pool` is read without augmentation (scores, pictures), `source` yields the same samples augmented (training)."""
+    """`pool` is read without augmentation (scores, pictures), `source` yields the same samples augmented (training).
+
+    `train` is the whole training set, of which `pool` and `val` are parts.
+    """
 
     pool: Dataset
     source: TrainSource
     val: Dataset | None
+    train: Dataset
     test: Dataset
     labels: Tensor
     num_classes: int
@@ -47,7 +51,7 @@ def prepare_data(config: TrainConfig, device: torch.device) -> RunData:
     """
     splits = load(config.data, config.data_root, image_size=config.image_size)
     labels = labels_of(splits.train)
-    kept = torch.arange(len(labels) if config.limit is None else min(config.limit, len(labels)))
+    kept = stratified_subset(labels, config.limit or len(labels), _SPLIT_SEED)
     rest, held = stratified_split(labels[kept], config.val_fraction, _SPLIT_SEED)
     if len(rest) < 2:
         raise DataError(f"{config.data} has {len(rest)} samples left to train on; raise limit or lower val_fraction")
@@ -60,6 +64,7 @@ def prepare_data(config: TrainConfig, device: torch.device) -> RunData:
         pool=pool,
         source=_source(config, splits, pool, kept[rest], device),
         val=val,
+        train=splits.train,
         test=test,
         labels=labels[kept[rest]],
         num_classes=splits.num_classes,

@@ -17,7 +17,7 @@ from fastqat.selection.datasets import batches_of
 from fastqat.selection.policies import SelectionPolicy
 from fastqat.selection.seeding import Stream, generator_for
 from fastqat.train.batches import TrainSource, steps_per_epoch
-from fastqat.train.checkpoint import CheckpointStore, load_weights, save_state
+from fastqat.train.checkpoint import CheckpointStore, check_same_data, load_weights, save_state
 from fastqat.train.engine import EpochResult, LossFunction, check_finite, cosine_factor, evaluate, train_epoch
 
 
@@ -71,6 +71,7 @@ class Stage:
         val: held-out data for the best checkpoint, or None.
         loss: ``loss(logits, y, x)``.
         store: checkpoints of this stage.
+        data: fingerprint of the training data, kept in the checkpoints.
         best: file of the best checkpoint, or None.
         on_epoch: called with the state after each epoch is safe on disk, and once on resume.
         on_select: called with the epoch after each new selection.
@@ -88,12 +89,14 @@ class Stage:
         loss: LossFunction,
         store: CheckpointStore,
         *,
+        data: str,
         best: Path | None = None,
         on_epoch: Callable[[StageState], None],
         on_select: Callable[[int], None] = lambda epoch: None,
         say: Callable[[str], None] = print,
     ):
         self.plan, self.model, self.optimizer, self.policy, self.source, self.val = plan, model, optimizer, policy, source, val
+        self.data = data
         self.loss, self.store, self.best, self.on_epoch, self.on_select, self.say = loss, store, best, on_epoch, on_select, say
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
         self.state = StageState(seen=torch.zeros(policy.size, dtype=torch.bool))
@@ -102,7 +105,7 @@ class Stage:
         """Train to the end, from the latest checkpoint when `resume`.
 
         Raises:
-            CheckpointError: the checkpoint is of another architecture, or none is whole.
+            CheckpointError: the checkpoint is of another architecture or of other data, or none is whole.
             FastqatError: the loss is not finite.
         """
         if resume and self._restore():
@@ -195,13 +198,14 @@ class Stage:
         if self.val is None or (validated is not None and validated.accuracy > state.best_accuracy):
             state.best_epoch, state.best_accuracy = state.epoch, -1.0 if validated is None else validated.accuracy
             if self.best is not None:
-                save_state(self.best, {"epoch": state.epoch, "model": self.model.state_dict()})
+                save_state(self.best, {"epoch": state.epoch, "data": self.data, "model": self.model.state_dict()})
         self.store.save(state.epoch, self._state_dict())
         self.on_epoch(state)
 
     def _state_dict(self) -> dict[str, Any]:
         return {
             "stage": self.plan.name,
+            "data": self.data,
             "state": vars(self.state),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -215,6 +219,7 @@ class Stage:
         source = f"the checkpoint in {self.store.folder}"
         if saved.get("stage") != self.plan.name:
             raise CheckpointError(f"{source} is of stage {saved.get('stage')!r}, not {self.plan.name!r}; start again with --overwrite")
+        check_same_data(saved, self.data, source)
         load_weights(self.model, saved["model"], source)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.policy.load_state_dict(saved["policy"])

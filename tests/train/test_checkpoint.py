@@ -31,6 +31,11 @@ def test_the_two_latest_are_kept(store):
     assert store.latest()["epoch"] == 4
 
 
+def test_checkpoints_of_an_older_longer_run_do_not_outlive_the_first_of_this_one(store):
+    store.save(0, {"epoch": 0})
+    assert [path.name for path in store.paths()] == ["epoch_0000.pt"]
+
+
 def test_order_is_by_number_beyond_four_digits(tmp_path, told):
     store = CheckpointStore(tmp_path, "epoch", told.append)
     for epoch in (9_999, 10_000):

@@ -2,10 +2,13 @@
 
 import dataclasses
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from fastqat._errors import InputError
+from fastqat.quantizers.spec import GRAD_FACTORS
+from fastqat.selection.schedules import SCHEDULES
 from fastqat.train.config import FLOAT_FIELDS, FREE_ON_RESUME, TrainConfig
 
 
@@ -28,6 +31,8 @@ BAD_YAML = {
     "wrong type": ("epochs: many", "epochs must be int; got 'many'"),
     "bool for int": ("epochs: true", "epochs must be int; got True"),
     "not a choice": ("loss: mse", "loss must be one of ce, kd"),
+    "no selection": ("select: best", "select must be one of none, random, rs2, acs"),
+    "no schedule": ("schedule: falling", "schedule must be one of cosine, half_cosine"),
     "not a mapping": ("- 1", "must hold a mapping"),
     "no yaml": ("a: [", "cannot read settings"),
 }
@@ -58,6 +63,8 @@ def test_bad_yaml(tmp_path, case):
         {"limit": 0},
         {"threads": 0},
         {"seed": -1},
+        {"momentum": 1.0},
+        *({"name": name} for name in ("", ".", "..", "../a", "a/b", ".float", "a\\b")),
         {"resume": True, "overwrite": True},
     ],
     ids=str,
@@ -65,6 +72,11 @@ def test_bad_yaml(tmp_path, case):
 def test_values_out_of_range(change):
     with pytest.raises(InputError, match=next(iter(change))):
         TrainConfig(**change)
+
+
+def test_choices_are_those_of_the_library():
+    hints = get_type_hints(TrainConfig)
+    assert get_args(hints["schedule"]) == tuple(SCHEDULES) and get_args(hints["grad_factor"]) == GRAD_FACTORS
 
 
 def test_names_tell_runs_apart():

@@ -158,6 +158,40 @@ def test_damaged_newest_checkpoint_costs_one_epoch(reference, tiny):
     assert_same_end(tiny, reference)
 
 
+def test_fresh_start_clears_what_a_half_deleted_run_left(reference, tiny):
+    train(replace(tiny, epochs=6), say=quiet)
+    (tiny.run_dir / "config.yaml").unlink()
+    (tiny.run_dir / "notes.txt").write_text("mine")
+    train(tiny, say=quiet)
+    assert_same_end(tiny, reference)
+    assert [path.name for path in sorted((tiny.run_dir / "checkpoints").glob("epoch_*"))] == ["epoch_0002.pt", "epoch_0003.pt"]
+    assert (tiny.run_dir / "notes.txt").read_text() == "mine"
+
+
+def test_overwrite_that_is_killed_leaves_no_mixture(reference, tiny, monkeypatch):
+    train(replace(tiny, epochs=6), say=quiet)
+    with monkeypatch.context() as patch:
+        patch.setattr("fastqat.train.folder.shutil.rmtree", lambda path: crash())
+        with pytest.raises(Crash):
+            train(replace(tiny, overwrite=True), say=quiet)
+    assert (tiny.run_dir / "checkpoints/epoch_0005.pt").is_file()
+    train(replace(tiny, resume=True), say=quiet)
+    assert_same_end(tiny, reference)
+
+
+def crash() -> None:
+    raise Crash
+
+
+def test_resume_of_a_finished_run_writes_the_missing_page(tiny):
+    pytest.importorskip("matplotlib")
+    config = replace(tiny, epochs=1, report=True)
+    first = train(config, say=quiet)
+    (tiny.run_dir / "report.html").unlink()
+    assert train(replace(config, resume=True), say=quiet) == first
+    assert (tiny.run_dir / "report.html").is_file()
+
+
 def test_resume_of_a_finished_run_returns_its_summary(tiny):
     first = train(tiny, say=quiet)
     told: list[str] = []

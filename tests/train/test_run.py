@@ -10,9 +10,13 @@ import pytest
 import torch
 
 from fastqat._errors import CheckpointError, DataError, FastqatError, InputError
+from fastqat.quantizers import Quantizer
 from fastqat.train.checkpoint import load_state
+from fastqat.train.float_stage import cache_key, float_key
 from fastqat.train.folder import COLUMNS
+from fastqat.train.models import make_model
 from fastqat.train.run import Run, train
+from fastqat.train.student import make_student, qconfig_of
 
 
 def quiet(line: str) -> None:
@@ -60,7 +64,7 @@ def test_metrics_count_steps_and_samples(tiny):
         {"select": "random", "qconfig": "w4a4", "loss": "kd"},
         {"select": "rs2", "optimizer": "adam", "lr": 1e-3, "qconfig": "w4a4:channel"},
         {"select": "acs", "first_select": "random", "bn_reestimate": 2, "loss": "kd", "schedule": "linear"},
-        {"select": "acs", "amp": True, "balanced": False},
+        {"select": "acs", "amp": True, "balanced": False, "grad_factor": "per_scale"},
         {"qconfig": "none", "epochs": 0},
         {"val_fraction": 0.0, "channels_last": False, "augment": "none", "val_interval": 3},
     ],
@@ -86,6 +90,34 @@ def test_float_model_is_trained_once_and_shared(tiny):
     assert any(line.startswith("float epoch") for line in told)
 
 
+def test_float_weights_are_shared_on_equal_machines_only(tiny, monkeypatch):
+    data = Run(tiny, quiet).data
+    key, cpu = float_key(tiny, data), torch.device("cpu")
+    keys = [cache_key(key, cpu)]
+    for target, value in (("get_num_threads", 77), ("__version__", "0"), ("backends.cpu.get_cpu_capability", "none")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"torch.{target}", value if target == "__version__" else lambda value=value: value)
+            keys.append(cache_key(key, cpu))
+    assert len(set(keys)) == 4 and key == float_key(replace(tiny, threads=2, name="b", qconfig="w4a4"), data)
+
+
+def test_limit_takes_the_same_share_of_each_class(tiny, tmp_path):
+    """The samples lie class by class, as in a folder of pictures."""
+    x, y = np.zeros((60, 8, 8), np.uint8), np.arange(60) // 20
+    np.savez(tmp_path / "sorted.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    data = Run(replace(tiny, data=f"npz:{tmp_path / 'sorted.npz'}", limit=15, val_fraction=0.2), quiet).data
+    assert torch.bincount(data.labels).tolist() == [4, 4, 4] and torch.bincount(data.val.y).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("grad_factor", ["paper", "per_scale", "range", "none"])
+def test_grad_factor_reaches_the_quantizers(tiny, grad_factor):
+    config = replace(tiny, qconfig="w4a8:channel", grad_factor=grad_factor)
+    qconfig = qconfig_of(config)
+    assert (qconfig.weight.bits, qconfig.weight.granularity, qconfig.activation.bits) == (4, "channel", 8)
+    model = make_student(config, make_model("resnet8", 10, (1, 8, 8)))
+    assert {m.spec.grad_factor for m in model.modules() if isinstance(m, Quantizer)} == {grad_factor}
+
+
 def test_damaged_float_cache_is_said_and_trained_again(tiny):
     train(replace(tiny, epochs=0), say=quiet)
     (cached,) = (tiny.runs / ".float").iterdir()
@@ -94,6 +126,7 @@ def test_damaged_float_cache_is_said_and_trained_again(tiny):
     told: list[str] = []
     train(replace(tiny, name="second", epochs=0), say=told.append)
     assert any("not used" in line for line in told)
+    (cached,) = (tiny.runs / ".float").iterdir()
     assert all(torch.equal(whole[name], value) for name, value in load_state(cached)["model"].items())
 
 
@@ -104,8 +137,12 @@ def test_float_checkpoint_of_a_user(tiny, tmp_path):
     config = replace(tiny, name="mine", float_checkpoint=tmp_path / "mine.pt", epochs=1)
     train(config, say=quiet)
     assert [row["stage"] for row in rows(config)] == ["qat"]
+    other = replace(config, name="other", model="resnet20")
     with pytest.raises(CheckpointError, match=r"mine\.pt is of another architecture"):
-        train(replace(config, name="other", model="resnet20"), say=quiet)
+        train(other, say=quiet)
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        train(replace(other, float_checkpoint=tmp_path / "none.pt"), say=quiet)
+    assert not other.run_dir.exists()
 
 
 def test_validation_is_held_out_and_the_same_for_every_seed(tiny):
@@ -134,9 +171,9 @@ def test_existing_run_is_kept_unless_told(tiny):
 
 
 BAD = {
-    "fraction leaves a class empty": ({"fraction": 0.001}, InputError, "leaves class 1"),
+    "fraction leaves a class empty": ({"fraction": 0.001}, InputError, "leaves class 0"),
     "unknown policy": ({"select": "best"}, InputError, "select must be one of none, random, rs2, acs"),
-    "unknown schedule": ({"schedule": "falling"}, InputError, "unknown schedule"),
+    "unknown schedule": ({"schedule": "falling"}, InputError, "schedule must be one of cosine, half_cosine"),
     "unknown model": ({"model": "resnet9000"}, InputError, "resnet8"),
     "unknown bits": ({"qconfig": "w2"}, InputError, "w2"),
     "unknown data": ({"data": "nothing"}, DataError, "unknown data set"),

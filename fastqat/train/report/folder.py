@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +16,9 @@ import numpy as np
 import yaml
 
 from fastqat._errors import InputError
+from fastqat._files import DAMAGED_ARCHIVE
 
 STAGES = ("float", "qat")
-# What a damaged .npz raises, from the zip layer up.
-_NPZ_ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def _guarded(path: Path, read: Callable[[Path], Any], empty: Any, notes: list[st
         return empty
     try:
         return read(path)
-    except (*_NPZ_ERRORS, yaml.YAMLError, csv.Error) as error:
+    except (*DAMAGED_ARCHIVE, yaml.YAMLError, csv.Error) as error:
         notes.append(f"{path.name} could not be read and is left out ({type(error).__name__}).")
         return empty
 

@@ -1,0 +1,69 @@
+"""What would fail in the middle of a run, found before anything is written."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import torch
+from torch import Tensor, nn
+
+from fastqat._backend import NATIVE_REASON, pick
+from fastqat._errors import FastqatError, InputError
+from fastqat._info import active_cpu_level
+from fastqat.selection.datasets import batches_of
+from fastqat.train.config import TrainConfig
+from fastqat.train.engine import laid_out
+from fastqat.train.pool import RunData
+
+# What models raise for pictures that they cannot take.
+_UNFIT = (RuntimeError, ValueError, AssertionError, TypeError, IndexError, AttributeError)
+
+
+def check_one_process() -> None:
+    """Raise InputError under torchrun with several processes: each would write the same run."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes not in ("", "1"):
+        raise InputError(
+            f"fastqat train runs in one process; got WORLD_SIZE={processes}; start it without torchrun. For several, wrap the model of "
+            "fastqat.quantize in DistributedDataParallel in a training loop of your own"
+        )
+
+
+def check_backend(config: TrainConfig, device: torch.device) -> None:
+    """Refuse a backend or a CPU level of the environment that cannot run here.
+
+    Raises:
+        FastqatError: one of these; says which variable to change.
+    """
+    if config.qconfig == "none":
+        return
+    if NATIVE_REASON is None and device.type == "cpu":
+        active_cpu_level()
+    try:
+        pick("fake_quant", torch.empty(1, device=device))
+    except RuntimeError as error:
+        raise error if isinstance(error, FastqatError) else InputError(str(error)) from error
+
+
+def check_model(config: TrainConfig, data: RunData, model: nn.Module, device: torch.device) -> None:
+    """Run a copy of `model` on two samples, in eval and in train mode.
+
+    Raises:
+        InputError: it fails on samples of this shape, or gives something else than logits ``[2, classes]``.
+    """
+    x, _ = next(iter(batches_of(data.pool, 2, indices=torch.arange(2))))
+    x, trial = laid_out(x.to(device), config.channels_last), copy.deepcopy(model)
+    for train in (False, True):
+        mode = "training" if train else "evaluation"
+        try:
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.amp):
+                logits = trial.train(train)(x)
+        except _UNFIT as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            told = f"model {config.model!r} does not take samples of shape {data.input_shape} in {mode} ({reason})"
+            raise InputError(f"{told}; choose another model or picture size") from error
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if got != (2, data.num_classes):
+            told = f"model {config.model!r} must give logits of shape (2, {data.num_classes}) for two samples"
+            raise InputError(f"{told}; got {got} in {mode}; choose another model")
