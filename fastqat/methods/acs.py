@@ -10,8 +10,9 @@ from torch.utils.data import Dataset
 
 from fastqat._errors import InputError
 from fastqat.selection.batch_norm import reestimate_batch_norm
-from fastqat.selection.budget import check_fraction, class_groups, whole_budget
-from fastqat.selection.datasets import batches_of, known_labels, labels_of, random_transform, sized
+from fastqat.selection.budget import check_count, check_fraction, class_groups, whole_budget
+from fastqat.selection.datasets import batches_of, known_labels, labels_of, sized
+from fastqat.selection.determinism import check_deterministic
 from fastqat.selection.forwards import Forward
 from fastqat.selection.policies import SelectionPolicy
 from fastqat.selection.schedules import Schedule, beta_at
@@ -36,7 +37,8 @@ class ACS(SelectionPolicy):
         dataset: what training reads, augmented or not; ``acs.sampler`` yields its indices.
         student: the quantized model, calibrated; scored in eval mode and put back.
         teacher: the full-precision model, its logits ``[N, C]`` or a `TeacherCache`; may be None when β stays 1.
-        score_view: the same samples in the same order without augmentation; None when `dataset` itself has none.
+        score_view: the same samples in the same order without augmentation; None when `dataset` itself has none. What the type of
+            `dataset` does not tell is checked: 16 samples, read twice under different random states, must not differ.
         fraction: share of the samples kept, in (0, 1].
         epochs: length E of the whole training, which the schedule needs.
         interval: epochs between selections.
@@ -50,11 +52,11 @@ class ACS(SelectionPolicy):
         num_replicas, rank: of the sampler.
 
     Raises:
-        InputError: an option outside its range, an augmenting data set without `score_view`, a view of another length or with other
-            labels, no teacher although β falls below 1, a fraction that leaves a class empty.
+        InputError: an option outside its range or of another type, an augmenting data set without `score_view`, a view of another
+            length or with other labels, no teacher although β falls below 1, a fraction that leaves a class empty.
         DataError: empty data set, labels out of range.
 
-    Source: the paper's algorithm 1; class balance as in the released code.
+    Source: Huang et al., TMLR 2024 (arXiv 2306.07215); class balance as in the released code.
 
     Example:
         >>> import torch
@@ -104,9 +106,10 @@ class ACS(SelectionPolicy):
 
     def _check(self) -> None:
         """Refuse now what would fail in the middle of training."""
-        if self.interval < 1 or self.epochs < 1 or self.bn_reestimate < 0:
-            got = f"interval {self.interval}, epochs {self.epochs}, bn_reestimate {self.bn_reestimate}"
-            raise InputError(f"interval and epochs must be ≥ 1 and bn_reestimate ≥ 0; got {got}")
+        if not isinstance(self.student, nn.Module):
+            raise InputError(f"student must be the quantized model, a torch.nn.Module; got {type(self.student).__name__}")
+        for name, least in (("epochs", 1), ("interval", 1), ("batch_size", 1), ("bn_reestimate", 0), ("num_workers", 0)):
+            check_count(name, getattr(self, name), least=least)
         if self.first_select not in ("scores", "random"):
             raise InputError(f"first_select must be 'scores' or 'random'; got {self.first_select!r}")
         betas = [self.beta(epoch) for epoch in range(0, self.epochs, self.interval)]
@@ -185,12 +188,7 @@ class ACS(SelectionPolicy):
 def _plain_view(dataset: Dataset, score_view: Dataset | None) -> Dataset:
     """The data set to score: `score_view`, or `dataset` when every read of it gives the same."""
     if score_view is None:
-        transform = random_transform(dataset)
-        if transform:
-            raise InputError(
-                f"the data set applies {transform}, which may augment at random; pass score_view= the same data without augmentation "
-                "(or the data set itself, if it is deterministic)"
-            )
+        check_deterministic(dataset)
         return dataset
     if sized(score_view) != sized(dataset):
         raise InputError(f"score_view must show the same samples: it has {sized(score_view)}, the data set {sized(dataset)}")

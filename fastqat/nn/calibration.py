@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import InputError
+from .._modes import device_of, evaluation_mode
 from ..quantizers import Quantizer
 from ..quantizers.stats import RangeStats
 from .convert import name_quantizers
@@ -25,14 +26,14 @@ def calibrate(
 ) -> nn.Module:
     """Observe the activations of `model` over some batches, and set the first scale and the sign of every activation quantizer.
 
-    Runs in eval mode without gradients, weights quantized, activations in float; every mode is restored, whatever happens. With
+    Runs in eval mode without gradients, weights quantized, observed activations in float; every mode is restored, whatever happens. With
     ``signed="auto"`` a range without a negative value becomes unsigned. What is calibrated already stays as it is, so that a second
     call does nothing. Calibrate before wrapping in DistributedDataParallel; every process must see the same batches.
 
     Args:
         model: the quantized model; changed in place.
         batches: iterable of tensors, of ``(x, ...)`` tuples or lists (x is used), or of anything with `forward`. Tensors are moved to
-            the device of the model's first parameter.
+            the device of the model's first parameter or buffer.
         max_batches: how many are read at most.
         forward: ``(model, batch) -> anything`` runs one batch, for dicts and models with several inputs.
         force: observe every activation anew, calibrated or not.
@@ -72,9 +73,7 @@ def calibrate(
 
 def _run(model: nn.Module, batches: Iterable[Any], forward: Forward | None) -> int:
     """Run every batch; return how many there were."""
-    parameter = next(model.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
-    count = 0
+    device, count = device_of(model), 0
     for batch in batches:
         if forward is not None:
             forward(model, _to_device(batch, device))
@@ -108,18 +107,14 @@ def _to_device(value: Any, device: torch.device) -> Any:
 @contextlib.contextmanager
 def _observing(model: nn.Module, quantizers: list[Quantizer]) -> Iterator[None]:
     """Eval mode, no gradients, nothing compiled, the quantizers collecting; all of it as before afterwards."""
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
         for quantizer in quantizers:
             quantizer.stats = RangeStats(quantizer.axis)
-        with torch.no_grad(), _eager():
+        with evaluation_mode(model), _eager():
             yield
     finally:
         for quantizer in quantizers:
             quantizer.stats = None
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _eager() -> contextlib.AbstractContextManager[object]:

@@ -20,11 +20,12 @@ class QConfig:
     Args:
         weight: spec of the weights; None leaves them float.
         activation: spec of the layers' inputs; None leaves them float.
-        overrides: layer name pattern (`fnmatch`) → QConfig, short string, or None to leave the layer float. The first pattern that
-            matches decides, and wins over ``skip`` and ``filter_fn`` of `fastqat.quantize`.
+        overrides: keyword only; layer name pattern (`fnmatch`) → QConfig, short string, or None to leave the layer float. The first
+            pattern that matches decides, and wins over ``skip`` and ``filter_fn`` of `fastqat.quantize`.
 
     Raises:
         InputError (a ValueError): both specs are None, or a value has another type.
+        TypeError: a third positional argument.
 
     Example:
         >>> import fastqat as fq
@@ -43,6 +44,8 @@ class QConfig:
                 raise InputError(f"QConfig.{name} is {spec!r}; accepted: a QuantSpec, or None for float")
         if self.weight is None and self.activation is None:
             raise InputError("QConfig with weight=None and activation=None quantizes nothing; give at least one QuantSpec")
+        if not isinstance(self.overrides, Mapping):
+            raise InputError(f"QConfig.overrides is {self.overrides!r}; accepted: a mapping such as {{'layer4.*': 'w8a8', 'fc': None}}")
         object.__setattr__(self, "overrides", {pattern: _override(pattern, value) for pattern, value in self.overrides.items()})
 
     @classmethod

@@ -30,7 +30,7 @@ class _QuantConv(QuantLayer):
         x = autocast_input(input)
         single = x.dim() == self.weight.dim() - 1
         if single:
-            x = x.unsqueeze(0)
+            x = x.unsqueeze(0)  # before the quantizer sees it: its channel axis and gradient factor count from the batch dimension
         x_quant, w_quant = self.quant_args(x)
         x, padding = self._pad(x)
         y = quant_conv(
@@ -74,7 +74,7 @@ class QuantConv2d(_QuantConv, nn.Conv2d):
         activation: QuantSpec of the input, or None for float; per channel means per input channel.
 
     Shape: x [N, C, H, W] (or [C, H, W]) → [N, O, H', W']. Computes in the dtype of x, under autocast in autocast's. Keeps only x and
-    the weight for the backward pass (with a padding that is not zeros: the padded x).
+    the weight for the backward pass (with another padding mode than zeros, or an uneven ``"same"``: the padded x).
 
     Raises:
         CalibrationError (a RuntimeError): in forward, when the range of the input is not known yet.

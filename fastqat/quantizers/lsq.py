@@ -20,6 +20,11 @@ def covering_scale(low: Tensor, high: Tensor, qmin: int, qmax: int) -> Tensor:
     return scale.clamp(min=SCALE_FLOOR)
 
 
+def _traced_for_export() -> bool:
+    # The dynamo of torch 2.10 answers True to is_exporting in an ordinary torch.compile too.
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+
+
 @register_quantizer("lsq")
 class LSQ(Quantizer):
     """Learned step size: the scale is a parameter with its own gradient, symmetric codes.
@@ -28,7 +33,10 @@ class LSQ(Quantizer):
     `fastqat.fake_quantize` times ``grad_factor``. The scale is projected onto s ≥ SCALE_FLOOR in place, at the start of each
     training forward and before it is saved: no host sync, the same on every process, and exact on resuming.
 
-    Source: Esser et al., Learned Step Size Quantization, ICLR 2020, sections 2.1 and 2.2.
+    `torch.export` takes the model in either mode; by default (``strict=False``) it leaves the parameter alone and the graph reads the
+    scale as max(s, SCALE_FLOOR). What it returns computes outputs only; train the module itself.
+
+    Source: Esser et al., Learned Step Size Quantization, ICLR 2020 (arXiv 1902.08153), sections 2.1 and 2.2.
     """
 
     inits = ("lsq", "minmax")
@@ -47,7 +55,7 @@ class LSQ(Quantizer):
         self.scale.copy_(scale)
 
     def current(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.training and torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled() and not _traced_for_export():
             self._project()
             return self.scale, None
         return self.scale.clamp(min=SCALE_FLOOR), None

@@ -25,7 +25,12 @@ class MinMax(Quantizer):
     The range moves in training forwards and is frozen in eval mode; a batch with NaN or infinite values does not move it.
     The scale is at least SCALE_FLOOR. Only x gets a gradient (straight through).
 
-    Source: Jacob et al., Quantization and Training of Neural Networks, CVPR 2018, section 3.
+    In DistributedDataParallel every process moves the activations' range by its own share of the batch, and DDP's broadcast of buffers
+    (``broadcast_buffers=True``, its default) starts each forward from the range of process 0, as for batch norm's running statistics:
+    save and evaluate process 0. The ranges of weights are the same everywhere.
+
+    Source: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, CVPR 2018
+    (arXiv 1712.05877), section 3.
     """
 
     inits = ("minmax",)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,14 +23,26 @@ class Group(NamedTuple):
 
 def check_fraction(fraction: float) -> float:
     """`fraction` as a float in (0, 1]; InputError otherwise."""
+    if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real):
+        raise InputError(f"fraction must be a number in (0, 1]; got {type(fraction).__name__} {fraction!r}; 0.1 keeps a tenth")
     if not 0 < fraction <= 1:
         raise InputError(f"fraction must be in (0, 1]; got {fraction}; 0.1 keeps a tenth")
     return float(fraction)
 
 
+def check_count(name: str, value: Any, *, least: int = 1) -> int:
+    """`value` as an int that is at least `least`; InputError otherwise, which calls it `name`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise InputError(f"{name} must be a whole number ≥ {least}; got {value!r}")
+    return int(value)
+
+
 def as_labels(labels: Tensor | Sequence[int], size: int) -> Tensor:
-    """`labels` as int64 ``[size]`` on the CPU; InputError on floats or another length."""
-    labels = torch.as_tensor(labels).detach().cpu()
+    """`labels` as int64 ``[size]`` on the CPU; InputError on anything but integers, or another length."""
+    try:
+        labels = torch.as_tensor(labels).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"labels must be integers, one per sample; got {type(labels).__name__} that does not hold numbers") from None
     if labels.is_floating_point() or labels.is_complex():
         raise InputError(f"labels must be integers, one per sample; got {labels.dtype}")
     if labels.shape != (size,):

@@ -1,4 +1,4 @@
-"""What selection needs to know of a data set: its samples in order, its labels, and whether two reads give the same."""
+"""What selection needs to know of a data set: its samples in order, and its labels."""
 
 from __future__ import annotations
 
@@ -14,12 +14,6 @@ from fastqat.selection.budget import as_labels
 from fastqat.selection.sampler import IndexedDataset
 
 _LABEL_ATTRIBUTES = ("targets", "labels", "y")
-_DETERMINISTIC_TRANSFORMS = frozenset(
-    (
-        *("CenterCrop", "Pad", "Resize", "Grayscale", "Normalize"),
-        *("ConvertImageDtype", "PILToTensor", "ToDtype", "ToImage", "ToPureTensor", "ToTensor"),
-    )
-)
 
 
 def sized(dataset: Dataset) -> int:
@@ -100,32 +94,3 @@ def labels_of(dataset: Dataset, batch_size: int = 1024) -> Tensor:
     if not read:
         raise DataError("the data set yields no labels; pass labels=, or balanced=False where labels are not needed")
     return as_labels(torch.cat(read), size)
-
-
-def random_transform(dataset: Dataset) -> str | None:
-    """Name of a transform that is not known to be deterministic, anywhere below `dataset`; None when every read gives the same.
-
-    Known: no ``transform`` at all, and torchvision's plain conversions (resize, crop at the centre, normalise, ...).
-    """
-    if isinstance(dataset, ConcatDataset):
-        return next((name for part in dataset.datasets if (name := random_transform(part))), None)
-    for attribute in ("transform", "transforms"):
-        name = _random_part(getattr(dataset, attribute, None))
-        if name:
-            return name
-    return random_transform(dataset.dataset) if hasattr(dataset, "dataset") else None
-
-
-def _random_part(transform: Any) -> str | None:
-    """The first part of a (composed) transform that may be random."""
-    if transform is None:
-        return None
-    kind = type(transform)
-    if kind.__module__.startswith("torchvision."):
-        if kind.__name__ == "StandardTransform":
-            return _random_part(transform.transform)
-        if kind.__name__ == "Compose":
-            return next((name for part in transform.transforms if (name := _random_part(part))), None)
-        if kind.__name__ in _DETERMINISTIC_TRANSFORMS:
-            return None
-    return getattr(transform, "__name__", kind.__name__)

@@ -1,40 +1,18 @@
-"""Running a model for its outputs only: evaluation mode that is put back, and logits out of whatever the model returns."""
+"""What a scoring pass needs of a model: evaluation mode, its device, and logits out of whatever it returns."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fastqat._errors import InputError
+from fastqat._modes import device_of, evaluation_mode
+
+__all__ = ["Forward", "device_of", "evaluation_mode", "logits_of"]
 
 Forward = Callable[[nn.Module, Any], Any]
-
-
-@contextmanager
-def evaluation_mode(*models: nn.Module) -> Iterator[None]:
-    """Run the block in eval mode and without gradients; afterwards, errors included, every module is in the mode it was in.
-
-    Gradients are off by `torch.no_grad`, not inference mode: what a module caches in here stays usable in training.
-    """
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for model in models:
-            model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter or buffer lives; the CPU for a model without any."""
-    return next((tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 def logits_of(model: nn.Module, x: Any, forward: Forward | None = None) -> Tensor:

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fastqat._errors import CheckpointError, DataError, InputError
-from fastqat.selection.budget import as_labels, check_fraction, class_groups, whole_budget
+from fastqat._errors import CheckpointError, DataError
+from fastqat.selection.budget import as_labels, check_count, check_fraction, class_groups, whole_budget
 from fastqat.selection.datasets import labels_of
 from fastqat.selection.sampler import CoresetSampler
 from fastqat.selection.seeding import Stream, generator_for
@@ -73,10 +73,9 @@ class SelectionPolicy(ABC):
         """Prepare `sampler` for `epoch`; True when a new selection was made.
 
         Raises:
-            InputError: `epoch` is negative.
+            InputError: `epoch` is not a whole number ≥ 0.
         """
-        if epoch < 0:
-            raise InputError(f"epoch must be ≥ 0; got {epoch}")
+        check_count("epoch", epoch, least=0)
         changed = self.selection is None or self._due(epoch)
         if changed:
             start = time.perf_counter()
@@ -197,9 +196,7 @@ class RandomSubset(_DrawnSubset):
 
     def __init__(self, dataset: Dataset, *, interval: int | None = None, **options: Any):
         super().__init__(dataset, **options)
-        if interval is not None and interval < 1:
-            raise InputError(f"interval must be ≥ 1 epoch, or None for a static subset; got {interval}")
-        self.interval = interval
+        self.interval = None if interval is None else check_count("interval, in epochs (None: a static subset),", interval)
 
     def _due(self, epoch: int) -> bool:
         return self.interval is not None and epoch % self.interval == 0

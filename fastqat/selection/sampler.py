@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from fastqat._errors import InputError
+from fastqat.selection.budget import check_count
 from fastqat.selection.seeding import Stream, generator_for
 
 
@@ -28,7 +29,7 @@ class CoresetSampler(Sampler[int]):
         num_replicas, rank: number of processes and which one this is.
 
     Raises:
-        InputError: no or repeated shape, negative index, weights of another length, rank outside ``[0, num_replicas)``.
+        InputError: no index, a negative one, weights of another length, a seed below 0, rank outside ``[0, num_replicas)``.
 
     Example:
         >>> sampler = CoresetSampler([4, 8, 15, 16], seed=1)
@@ -48,10 +49,10 @@ class CoresetSampler(Sampler[int]):
         num_replicas: int = 1,
         rank: int = 0,
     ):
-        if num_replicas < 1 or not 0 <= rank < num_replicas:
+        check_count("seed", seed, least=0)
+        check_count("num_replicas", num_replicas)
+        if check_count("rank", rank, least=0) >= num_replicas:
             raise InputError(f"rank must be in [0, num_replicas); got rank {rank} of {num_replicas}")
-        if seed < 0:
-            raise InputError(f"seed must be ≥ 0; got {seed}")
         self.shuffle, self.seed, self.epoch = shuffle, seed, 0
         self.num_replicas, self.rank = num_replicas, rank
         self.indices: Tensor | None = None

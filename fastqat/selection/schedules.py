@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 
 from fastqat._errors import InputError
@@ -34,11 +35,11 @@ def beta_at(schedule: str | Schedule, epoch: int, epochs: int) -> float:
         >>> [round(beta_at("cosine", epoch, 4), 3) for epoch in range(4)]
         [1.0, 0.924, 0.707, 0.383]
     """
-    if isinstance(schedule, str) and schedule not in SCHEDULES:
+    if schedule not in SCHEDULES if isinstance(schedule, str) else not callable(schedule):
         raise InputError(f"unknown schedule {schedule!r}; choose one of {', '.join(SCHEDULES)} or pass a callable (epoch, epochs) -> beta")
     if not 0 <= epoch < epochs:
         raise InputError(f"epoch must be in [0, {epochs}); got {epoch}; give epochs= the length of the whole training")
     beta = (SCHEDULES[schedule] if isinstance(schedule, str) else schedule)(epoch, epochs)
-    if not 0 <= beta <= 1:
-        raise InputError(f"the schedule must stay in [0, 1]; it gave {beta} at epoch {epoch} of {epochs}")
+    if not isinstance(beta, numbers.Real) or not 0 <= beta <= 1:
+        raise InputError(f"the schedule must give numbers in [0, 1]; it gave {beta!r} at epoch {epoch} of {epochs}")
     return float(beta)

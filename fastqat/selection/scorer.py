@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from fastqat._errors import DataError, InputError
 from fastqat._progress import progress_bar
 from fastqat.ops.logit_scores.api import logit_scores
+from fastqat.selection.budget import check_count
 from fastqat.selection.datasets import batches_of, sized
 from fastqat.selection.forwards import Forward, device_of, evaluation_mode, logits_of
 from fastqat.selection.scores.registry import Score, get_score
@@ -36,7 +37,8 @@ def score_dataset(
     """Score every sample of `dataset` with `model`, in one pass, in data-set order.
 
     The model runs in eval mode without gradients and is put back into the modes it was in, errors included. Batches are never
-    shuffled, and nothing waits for the device before the end. On the device this holds 4 bytes per sample and score, 8 per label.
+    shuffled. Scores stay on the device until the end: 4 bytes per sample and score, 8 per label. Scores that use the labels wait for the
+    device once per batch, where `fastqat.logit_scores` checks them (not on the CPU).
 
     Args:
         model: gives logits ``[B, C]`` for a batch (or an object with ``.logits``, or a tuple that starts with them).
@@ -54,10 +56,11 @@ def score_dataset(
         `ScoreTable`: name → fp32 ``[N]`` on the CPU, and ``.labels`` int64 ``[N]`` (None when the data set yields no labels).
 
     Raises:
-        InputError: unknown score or option, no teacher where one is needed, a teacher with other classes, NaN logits.
+        InputError: unknown score or option, no teacher where one is needed, a teacher with other classes, NaN logits, a batch size
+            below 1.
         DataError: empty data set, a label outside ``[0, C)``, no labels where a score needs them.
 
-    Source: ACS, Huang et al., TMLR 2024, algorithm 1 (scoring pass).
+    Source: ACS, Huang et al., TMLR 2024 (arXiv 2306.07215): the scoring pass.
 
     Example:
         >>> import torch
@@ -68,6 +71,7 @@ def score_dataset(
         ScoreTable(evs, ds; 100 samples, labels)
     """
     size = sized(dataset)
+    check_count("batch_size", batch_size)
     cache = teacher if isinstance(teacher, TeacherCache) or teacher is None else TeacherCache(teacher)
     names = (["evs"] if cache is None else ["evs", "ds"]) if scores is None else [scores] if isinstance(scores, str) else list(scores)
     wanted = _wanted(names, cache is not None, options)
@@ -136,7 +140,7 @@ class _Pass:
         return logits.shape[0]
 
     def _targets(self, y: Tensor | None, logits: Tensor) -> Tensor | None:
-        """Labels on the device, kept for `table`; those out of range are replaced here and reported there, without a sync."""
+        """Labels on the device, kept for `table`; those out of range are replaced here, and reported there with their place in the data."""
         if y is None:
             if self.needs_targets:
                 raise DataError("the data set yields no labels, which the requested scores need; yield (x, y) or ask for ds, entropy, ...")

@@ -7,7 +7,7 @@ from enum import IntEnum
 import numpy as np
 import torch
 
-from fastqat._errors import InputError
+from fastqat.selection.budget import check_count
 
 
 class Stream(IntEnum):
@@ -26,7 +26,7 @@ def generator_for(seed: int, stream: Stream, *counters: int) -> torch.Generator:
     """A CPU generator whose numbers depend on ``(seed, stream, *counters)`` only; other arguments give independent numbers.
 
     Raises:
-        InputError: `seed` or a counter is negative.
+        InputError: `seed` or a counter is not a whole number ≥ 0.
 
     Example:
         >>> import torch
@@ -34,7 +34,7 @@ def generator_for(seed: int, stream: Stream, *counters: int) -> torch.Generator:
         >>> torch.equal(a, b)
         True
     """
-    if min(seed, *counters, 0) < 0:
-        raise InputError(f"seed and counters must be ≥ 0; got {(seed, *counters)}")
-    state = np.random.SeedSequence(seed, spawn_key=(int(stream), *counters)).generate_state(1)
+    entropy = check_count("seed", seed, least=0)
+    key = (int(stream), *(check_count("a counter of a random stream", counter, least=0) for counter in counters))
+    state = np.random.SeedSequence(entropy, spawn_key=key).generate_state(1)
     return torch.Generator().manual_seed(int(state[0]))

@@ -44,9 +44,10 @@ def select(
         `Selection`: ``indices`` int64 ``[K]``, best first; ``weights`` ``[K]`` or None.
 
     Raises:
-        InputError: fraction outside (0, 1] or leaving a class empty, NaN scores, lengths that differ, no samples, unknown names.
+        InputError: fraction outside (0, 1] or leaving a class empty, NaN scores, lengths that differ, no samples, unknown names,
+            an argument of another type.
 
-    Source: balance as in ACS (Huang et al., TMLR 2024).
+    Source: balance as in the released code of ACS (Huang et al., TMLR 2024, arXiv 2306.07215).
 
     Example:
         >>> import torch
@@ -55,6 +56,7 @@ def select(
         >>> select(torch.tensor([0.1, 0.9, 0.5, 0.7]), 0.5, labels=[0, 1, 0, 1]).indices
         tensor([1, 2])
     """
+    _check_types(by, method, balanced, generator)
     selector = get_selector(method)
     unknown = set(options) - set(selector.options)
     if unknown:
@@ -72,23 +74,49 @@ def select(
     return _merge(selector, utility, picks)
 
 
-def _utility(scores: ScoreTable | Tensor | Sequence[float] | int, by: str | None, selector: Selector) -> tuple[Tensor | None, int]:
-    """Scores turned so that larger is better (None when the selector needs none), and the number of samples."""
-    if isinstance(scores, int) or "scores" not in selector.needs:
-        size = scores if isinstance(scores, int) else scores.num_samples if isinstance(scores, ScoreTable) else len(scores)
-        if "scores" in selector.needs:
-            raise InputError(f"{selector.name} needs scores; got only a number of samples")
-        if size < 1:
-            raise InputError("there is nothing to select from: 0 samples")
-        return None, size
-    if isinstance(scores, ScoreTable):
-        name = scores.only_name() if by is None else by
-        values, smallest = scores[name], direction_of(name) == "smallest"
-    else:
-        values, smallest = torch.as_tensor(scores), by is not None and direction_of(by) == "smallest"
-    values = values.detach().cpu() if values.is_floating_point() else values.cpu().double()
+def _check_types(by: Any, method: Any, balanced: Any, generator: Any) -> None:
+    """Refuse what would fail later and less clearly."""
+    if by is not None and not isinstance(by, str):
+        raise InputError(f"by must be the name of a score, or None; got {by!r}")
+    if not isinstance(method, str):
+        raise InputError(f"method must be the name of a selector (list_selectors() shows all); got {method!r}")
+    if balanced not in (None, True, False):
+        raise InputError(f"balanced must be True, False or None; got {balanced!r}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise InputError(f"generator must be a torch.Generator or None; got {generator!r}; torch.Generator().manual_seed(0) makes one")
+
+
+def _one_per_sample(scores: Any) -> Tensor:
+    """`scores` as a floating tensor ``[N]`` on the CPU."""
+    try:
+        values = torch.as_tensor(scores).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        kind = type(scores).__name__
+        raise InputError(f"scores must be a ScoreTable, one number per sample, or the number of samples; got {kind} {scores!r}") from None
     if values.dim() != 1 or values.numel() == 0:
         raise InputError(f"scores must be one value per sample, [N] with N ≥ 1; got shape {list(values.shape)}")
+    return values if values.is_floating_point() else values.double()
+
+
+def _utility(scores: ScoreTable | Tensor | Sequence[float] | int, by: str | None, selector: Selector) -> tuple[Tensor | None, int]:
+    """Scores turned so that larger is better (None when the selector needs none), and the number of samples."""
+    needs_scores = "scores" in selector.needs
+    if isinstance(scores, int) and not isinstance(scores, bool):
+        if needs_scores:
+            raise InputError(f"{selector.name} needs scores; got only a number of samples")
+        if scores < 1:
+            raise InputError(f"there is nothing to select from: {scores} samples")
+        return None, scores
+    if isinstance(scores, ScoreTable):
+        if not needs_scores:
+            return None, scores.num_samples
+        by = scores.only_name() if by is None else by
+        values = scores[by]
+    else:
+        values = _one_per_sample(scores)
+    smallest = by is not None and direction_of(by) == "smallest"
+    if not needs_scores:
+        return None, values.numel()
     nan = values.isnan()
     if nan.any():
         raise InputError(f"{int(nan.sum())} scores are NaN, the first at index {int(nan.nonzero()[0])}; check the model's logits")

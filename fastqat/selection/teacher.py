@@ -29,6 +29,8 @@ class TeacherCache:
     """
 
     def __init__(self, teacher: nn.Module | Tensor, *, device: torch.device | str | None = None):
+        if not isinstance(teacher, (nn.Module, Tensor)):
+            raise InputError(f"teacher must be a module, its logits [N, C], or a TeacherCache; got {type(teacher).__name__}")
         self.model = teacher if isinstance(teacher, nn.Module) else None
         self.device = device
         self._logits: Tensor | None = None

@@ -194,6 +194,19 @@ def test_scores_come_from_the_plain_view():
     assert torch.equal(acs.table["acs"], plain.table["acs"])
 
 
+def test_a_data_set_that_hides_its_augmentation_is_refused():
+    class Hidden(Dataset):
+        def __len__(self):
+            return N
+
+        def __getitem__(self, i):
+            return torch.randn(6), i % CLASSES
+
+    with pytest.raises(InputError, match="two reads of sample 0 of Hidden differ"):
+        ACS(Hidden(), net(0), net(1), epochs=2)
+    assert ACS(Hidden(), net(0), net(1), epochs=2, score_view=data()).begin_epoch(0)
+
+
 def short():
     x, y = data().tensors
     return TensorDataset(x[:10], y[:10])
@@ -211,9 +224,17 @@ def reordered():
         ({"fraction": 1.1}, InputError, "fraction must be in"),
         ({"fraction": 0.001}, InputError, r"leaves class \d \(\d+ samples\) empty; use fraction ≥"),
         ({"fraction": 0.001, "balanced": False}, InputError, "selects none"),
-        ({"interval": 0}, InputError, "interval 0"),
-        ({"epochs": 0}, InputError, "epochs 0"),
-        ({"bn_reestimate": -1}, InputError, "bn_reestimate -1"),
+        ({"interval": 0}, InputError, "interval must be a whole number ≥ 1; got 0"),
+        ({"epochs": 0}, InputError, "epochs must be a whole number ≥ 1; got 0"),
+        ({"bn_reestimate": -1}, InputError, "bn_reestimate must be a whole number ≥ 0; got -1"),
+        ({"fraction": "0.1"}, InputError, r"fraction must be a number in \(0, 1\]; got str '0.1'"),
+        ({"interval": 2.5}, InputError, "interval must be a whole number ≥ 1; got 2.5"),
+        ({"epochs": "20"}, InputError, "epochs must be a whole number ≥ 1; got '20'"),
+        ({"batch_size": 0}, InputError, "batch_size must be a whole number ≥ 1; got 0"),
+        ({"seed": 1.5}, InputError, "seed must be a whole number ≥ 0; got 1.5"),
+        ({"student": "resnet"}, InputError, "student must be the quantized model, .*; got str"),
+        ({"teacher": "resnet"}, InputError, "teacher must be a module, .*; got str"),
+        ({"schedule": 3}, InputError, "unknown schedule 3"),
         ({"schedule": "exp"}, InputError, "unknown schedule 'exp'"),
         ({"first_select": "best"}, InputError, "first_select must be 'scores' or 'random'"),
         ({"teacher": None}, InputError, "pass teacher="),

@@ -80,9 +80,14 @@ def test_inductor_trains_under_autocast() -> None:
     assert all(torch.isfinite(p.grad).all() for p in net.parameters())
 
 
-def test_an_exported_program_holds_the_quantized_layers() -> None:
-    net = model(*CASES["lsq"]).eval()
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("case", ["lsq", "minmax"])
+def test_an_exported_program_holds_the_quantized_layers(case: str, training: bool) -> None:
+    net = model(*CASES[case]).train(training)
+    if case == "lsq":
+        with torch.no_grad():
+            net[0].weight_quantizer.scale[0] = -1.0  # as a step of an optimizer may leave it
     x = torch.randn(2, 3, 4, 4)
-    program = torch.export.export(net, (x,))
-    torch.testing.assert_close(program.module()(x), net(x))
+    program = torch.export.export(copy.deepcopy(net), (x,))
     assert "fastqat.quant_layer" in program.graph_module.code
+    torch.testing.assert_close(program.module()(x), net(x))

@@ -1,14 +1,17 @@
-"""Two processes (gloo) train as one process on the whole batch."""
+"""Two processes (gloo): learned scales train as in one process on the whole batch; observed ranges follow process 0."""
 
+import copy
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fastqat.nn import calibrate, param_groups, quantize
+from fastqat.nn import QConfig, calibrate, param_groups, quantize
+from fastqat.quantizers import QuantSpec
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
 
@@ -20,6 +23,12 @@ def model() -> nn.Module:
     with torch.no_grad():
         net[2].weight_quantizer.scale[1] = -1.0  # as a step of an optimizer may leave it
     return net
+
+
+def observing_model() -> nn.Module:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    return calibrate(quantize(layers, QConfig(QuantSpec(4, "minmax"), QuantSpec(4, "minmax", symmetric=False)), skip=()), [X])
 
 
 def train(net: nn.Module, parameters: nn.Module, x: torch.Tensor) -> None:
@@ -36,15 +45,41 @@ def work(rank: int, folder: str) -> None:
     net = model()
     train(DistributedDataParallel(net), net, X[rank::2])
     torch.save(net.state_dict(), f"{folder}/{rank}.pt")
+    observing = observing_model()
+    wrapped = DistributedDataParallel(observing)
+    states = []
+    for x in ((1 + 5 * rank) * X, X):
+        wrapped(x).square().mean().backward()
+        states.append(copy.deepcopy(observing.state_dict()))
+    torch.save(states, f"{folder}/observed_{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
-    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds what both processes saved."""
+    folder = tmp_path_factory.mktemp("ddp")
+    mp.spawn(work, args=(str(folder),), nprocs=2)
+    return folder
+
+
+def test_two_processes_equal_one(folder: Path) -> None:
+    one, two = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
     whole = model()
     train(whole, whole, X)
     for name, value in whole.state_dict().items():
         assert torch.equal(one[name], two[name]), name
         torch.testing.assert_close(one[name], value, rtol=1e-4, atol=1e-6)
     assert torch.isfinite(one["2.weight_quantizer.scale"]).all()
+
+
+def test_observed_ranges_move_apart_for_one_step_and_follow_process_0(folder: Path) -> None:
+    own, other = (torch.load(folder / f"observed_{rank}.pt", weights_only=True) for rank in range(2))
+    assert other[0]["0.activation_quantizer.high"] > own[0]["0.activation_quantizer.high"]
+    for name, value in own[1].items():
+        assert torch.equal(value, other[1][name]), f"{name}: both saw the same batch last, from the range of process 0"
+    assert torch.equal(own[0]["0.weight_quantizer.scale"], other[0]["0.weight_quantizer.scale"])
+    alone = observing_model()
+    for x in (X, X):
+        alone(x)
+    assert torch.equal(alone[0].activation_quantizer.high, own[1]["0.activation_quantizer.high"])

@@ -196,6 +196,11 @@ def test_bad_arguments(arguments: dict, message: str) -> None:
 def test_bad_configs() -> None:
     with pytest.raises(ValueError, match="accepted: a QuantSpec"):
         QConfig("w4a4")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"overrides is \['fc'\]; accepted: a mapping"):
+        QConfig(QuantSpec(4), overrides=["fc"])  # type: ignore[arg-type]
+    for third in (QuantSpec(4), {"fc": None}):
+        with pytest.raises(TypeError, match="positional"):
+            QConfig(QuantSpec(4), QuantSpec(4), third)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="accepted: a QConfig, a string"):
         QConfig(QuantSpec(4), overrides={"fc": 8})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="overrides of its own"):

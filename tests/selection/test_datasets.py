@@ -1,4 +1,4 @@
-"""Labels, order and determinism of data sets."""
+"""Labels and order of data sets."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, Te
 
 from fastqat._errors import DataError, InputError
 from fastqat.selection import IndexedDataset
-from fastqat.selection.datasets import batches_of, known_labels, labels_of, random_transform, sized
+from fastqat.selection.datasets import batches_of, known_labels, labels_of, sized
 
 
 class Pictures(Dataset):
@@ -96,17 +96,3 @@ def test_unlabelled_empty_and_endless_data():
 
     with pytest.raises(InputError, match="Endless has no length"):
         sized(Endless())
-
-
-def test_a_transform_is_random_unless_it_is_known_not_to_be():
-    flip = Pictures([0], transform=lambda x: x.flip(0))
-    assert random_transform(PLAIN) is None
-    assert random_transform(flip) == "<lambda>"
-    assert random_transform(Subset(IndexedDataset(flip), [0])) == "<lambda>"
-    assert random_transform(ConcatDataset([PLAIN, flip])) == "<lambda>"
-
-
-def test_torchvision_conversions_are_known():
-    v2 = pytest.importorskip("torchvision.transforms")
-    assert random_transform(Pictures([0], v2.Compose([v2.ToTensor(), v2.Normalize(0.5, 0.5)]))) is None
-    assert random_transform(Pictures([0], v2.Compose([v2.RandomHorizontalFlip(), v2.ToTensor()]))) == "RandomHorizontalFlip"

@@ -88,9 +88,11 @@ def test_ranks_share_the_selection():
         (lambda: RandomSubset(DATA, fraction=0), InputError, "fraction must be in"),
         (lambda: RS2(DATA, fraction=0.04), InputError, r"leaves class 0 \(10 samples\) empty; use fraction ≥ 0.0501"),
         (lambda: RS2(DATA, fraction=0.004, balanced=False), InputError, "selects none"),
-        (lambda: RandomSubset(DATA, interval=0), InputError, "interval must be ≥ 1 epoch"),
+        (lambda: RandomSubset(DATA, interval=0), InputError, r"interval, .* must be a whole number ≥ 1; got 0"),
+        (lambda: RandomSubset(DATA, interval=2.5), InputError, r"interval, .* must be a whole number ≥ 1; got 2.5"),
         (lambda: RandomSubset(DATA, labels=[1, 2]), InputError, "one value per sample"),
-        (lambda: RandomSubset(DATA).begin_epoch(-1), InputError, "epoch must be ≥ 0"),
+        (lambda: RandomSubset(DATA).begin_epoch(-1), InputError, "epoch must be a whole number ≥ 0; got -1"),
+        (lambda: RS2(DATA).begin_epoch("1"), InputError, "epoch must be a whole number ≥ 0; got '1'"),
         (lambda: WholeSet([]), DataError, "the data set is empty"),
         (lambda: RandomSubset(TensorDataset(torch.zeros(5, 1))), DataError, "balanced=False"),
     ],
@@ -123,8 +125,10 @@ def test_schedules_refuse_what_they_cannot_mean():
     for call, message in (
         (lambda: beta_at("cos", 0, 4), "unknown schedule 'cos'; choose one of cosine"),
         (lambda: beta_at("cosine", 4, 4), r"epoch must be in \[0, 4\); got 4"),
-        (lambda: beta_at(lambda t, e: 2.0, 0, 4), r"must stay in \[0, 1\]; it gave 2.0 at epoch 0 of 4"),
+        (lambda: beta_at(lambda t, e: 2.0, 0, 4), r"must give numbers in \[0, 1\]; it gave 2.0 at epoch 0 of 4"),
         (lambda: beta_at(lambda t, e: float("nan"), 0, 4), "it gave nan"),
+        (lambda: beta_at(lambda t, e: None, 0, 4), "it gave None"),
+        (lambda: beta_at(3, 0, 4), "unknown schedule 3; choose one of cosine"),
     ):
         with pytest.raises(InputError, match=message):
             call()
@@ -137,5 +141,5 @@ def test_streams_are_independent_and_repeatable():
     }
     assert len({tuple(draw) for draw in draws.values()}) == len(draws)
     assert torch.randint(2**40, (4,), generator=generator_for(0, Stream.SUBSET, 0)).tolist() == draws[0, Stream.SUBSET, 0]
-    with pytest.raises(InputError, match="must be ≥ 0"):
+    with pytest.raises(InputError, match="seed must be a whole number ≥ 0; got -1"):
         generator_for(-1, Stream.SHUFFLE)

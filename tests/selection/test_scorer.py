@@ -236,6 +236,9 @@ def test_batch_norm_statistics_survive_an_error_and_models_without_any_are_left_
         reestimate_batch_norm(model, [torch.randn(32, 8), torch.randn(32, 9)])
     with pytest.raises(InputError, match="give at least one"):
         reestimate_batch_norm(model, [])
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(InputError, match="1 batch norms became NaN or infinite, the first is layer '1'; the old ones are back"):
+            reestimate_batch_norm(model, [torch.randn(32, 8), torch.full((32, 8), value), torch.randn(32, 8)])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert model[1].momentum == 0.1
+    assert model[1].momentum == 0.1 and model[1].training
     assert reestimate_batch_norm(nn.Linear(8, 2), [torch.randn(4, 8)]) == 0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     formula="β · ‖p_Q − y‖₂ + (1 − β) · ‖p_Q − p_T‖₂",
     direction="largest",
     needs=("targets", "teacher"),
-    source="ACS, Huang et al., TMLR 2024 (arXiv 2306.07215), algorithm 1",
+    source="ACS, Huang et al., TMLR 2024 (arXiv 2306.07215)",
 )
 def acs(scores: LogitScores, *, beta: float = 0.5) -> Tensor:
     """`blend` of evs and ds. ``[N]`` fp32."""

@@ -10,7 +10,7 @@ from fastqat.selection.selectors.registry import Request, Selection, register_se
     rule="the `budget` samples at the end that the score's direction names",
     needs=("scores",),
     order="largest",
-    source="ACS, Huang et al., TMLR 2024, algorithm 1; EL2N, Paul et al., NeurIPS 2021",
+    source="ACS, Huang et al., TMLR 2024 (arXiv 2306.07215); EL2N, Paul et al., NeurIPS 2021",
 )
 def topk(request: Request) -> Selection:
     """Positions of the `budget` largest utilities, largest first; among equals the lowest index first."""
