@@ -25,7 +25,7 @@ def read(name: str) -> list[Row]:
 
 def latest(rows: list[Row]) -> list[Row]:
     """The newest full measurement of every case, in the order measured."""
-    full = [row for row in rows if row["how"] == "full"]
+    full = [row for row in rows if row["size"] == "full" and row["how"] == "bench"]
     newest = {row["case"]: row["time"] for row in sorted(full, key=lambda row: row["time"])}
     return [row for row in full if row["time"] == newest[row["case"]]]
 
@@ -38,13 +38,15 @@ def speed_table(rows: list[Row]) -> str:
         f"Median of one run on {machine['cpu']} ({machine['cpu_level']}), {machine['threads']} threads, torch {machine['torch']}; "
         "`fastqat bench` measures the same on yours. The last two columns say what fastqat needs in proportion: below 1 it is ahead.",
         "",
-        "| case | against | ms | fastqat: time | fastqat: peak memory |",
+        "| case | contender | ms | fastqat: time | fastqat: peak memory |",
         "|---|---|---|---|---|",
     ]
     for row in rows:
-        ratio = f"{float(row['time_ratio']):.3g} ×" if row["time_ratio"] else "**fastqat**"
-        memory = f"{float(row['memory_ratio']):.2f} ×" if row["memory_ratio"] else ""
-        lines.append(f"| {row['case']} | {row['contender']} | {float(row['p50_ms']):.3g} | {ratio} | {memory} |")
+        ours = row["contender"] == "fastqat"
+        ratio = f"{float(row['time_ratio']):.3g} × " if row["time_ratio"] else ""
+        memory = f"{float(row['memory_ratio']):.2f} × " if row["memory_ratio"] else ""
+        name = "**fastqat**" if ours else row["contender"]
+        lines.append(f"| {row['case']} | {name} | {float(row['p50_ms']):.3g} | {ratio}| {memory}|")
     return "\n".join(lines)
 
 
