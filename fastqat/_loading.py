@@ -1,4 +1,4 @@
-"""Import every module of a package, so that each registers itself: a new score or selector is one new file."""
+"""Import every module of a package, so that each registers itself: a new quantizer, score or selector is one new file."""
 
 from __future__ import annotations
 
