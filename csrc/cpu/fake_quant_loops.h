@@ -16,8 +16,8 @@ struct Job {
   void* out;                // x_hat, grad_x or codes
   const float* scale;       // one per row channel, or one per column
   const float* zero_point;  // null: all zero
-  double* scale_sums;       // partials [row task or row][column task or column]; null: not wanted
-  double* zero_point_sums;
+  double* scale_sums;       // partials [row task or row][column task or column]
+  double* zero_point_sums;  // the same; null: not wanted
   ScalarType type, code_type;
   int64_t channels;
   float qmin, qmax;

@@ -59,7 +59,7 @@ class Quantizer(nn.Module):
 
     def set_range(self, stats: RangeStats) -> None:
         """Set scale and zero point from `stats`; `signed` is already decided."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define set_range(stats)")
 
     def current(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scale and zero point for quantizing x now."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from fastqat.selection.sampler import IndexedDataset
 _LABEL_ATTRIBUTES = ("targets", "labels", "y")
 
 
-def sized(dataset: Dataset) -> int:
+def sized(dataset: Dataset | Sequence[Any]) -> int:
     """``len(dataset)``.
 
     Raises:
@@ -24,7 +24,7 @@ def sized(dataset: Dataset) -> int:
         DataError: it is empty.
     """
     try:
-        size = len(dataset)  # type: ignore[arg-type]
+        size = len(dataset)  # type: ignore[arg-type]  # Dataset declares no __len__
     except TypeError:
         raise InputError(f"{type(dataset).__name__} has no length; pass a map-style data set (__len__ and __getitem__)") from None
     if size == 0:

@@ -85,9 +85,9 @@ def _is_known(dataset: Dataset) -> bool:
     """Whether the type alone says that a read draws nothing (its transforms aside); exact types, as a subclass may do anything."""
     kind = type(dataset)
     if kind is ConcatDataset:
-        return all(_is_known(part) for part in dataset.datasets)  # type: ignore[attr-defined]
+        return all(_is_known(part) for part in dataset.datasets)  # type: ignore[attr-defined]  # its type is known
     if kind in (Subset, IndexedDataset):
-        return _is_known(dataset.dataset)  # type: ignore[attr-defined]
+        return _is_known(dataset.dataset)  # type: ignore[attr-defined]  # its type is known
     if kind.__module__.startswith("torchvision.datasets."):
         return getattr(dataset, "target_transform", None) is None
     return kind in (TensorDataset, TensorData)

@@ -31,7 +31,7 @@ from torch.utils.data import Dataset
 
 from fastqat._errors import CheckpointError, DataError
 from fastqat.selection.budget import as_labels, check_count, check_fraction, class_groups, whole_budget
-from fastqat.selection.datasets import labels_of
+from fastqat.selection.datasets import labels_of, sized
 from fastqat.selection.sampler import CoresetSampler
 from fastqat.selection.seeding import Stream, generator_for
 from fastqat.selection.selecting import select
@@ -134,7 +134,7 @@ class WholeSet(SelectionPolicy):
     """
 
     def __init__(self, dataset: Dataset | Sequence[Any], *, seed: int = 0, num_replicas: int = 1, rank: int = 0):
-        super().__init__(len(dataset), seed=seed, num_replicas=num_replicas, rank=rank)  # type: ignore[arg-type]
+        super().__init__(sized(dataset), seed=seed, num_replicas=num_replicas, rank=rank)
         self.selection = self._select(0)
         self.sampler.set_indices(self.selection.indices)
 
@@ -170,7 +170,7 @@ class _DrawnSubset(SelectionPolicy):
         num_replicas: int = 1,
         rank: int = 0,
     ):
-        super().__init__(len(dataset), seed=seed, num_replicas=num_replicas, rank=rank)  # type: ignore[arg-type]
+        super().__init__(sized(dataset), seed=seed, num_replicas=num_replicas, rank=rank)
         self.fraction, self.balanced = check_fraction(fraction), balanced
         self.labels: Tensor | None = None
         if balanced:

@@ -141,4 +141,4 @@ class IndexedDataset(Dataset):
         return x, y, index
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset)  # type: ignore[arg-type]  # Dataset declares no __len__

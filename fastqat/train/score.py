@@ -16,9 +16,8 @@ from fastqat.selection.table import ScoreTable
 from fastqat.train.checkpoint import check_same_data, load_state, load_weights
 from fastqat.train.checks import check_backend
 from fastqat.train.config import TrainConfig
-from fastqat.train.float_stage import given_weights
+from fastqat.train.float_stage import given_weights, new_model
 from fastqat.train.folder import saved_config
-from fastqat.train.models import make_model
 from fastqat.train.policies import scoring_forward
 from fastqat.train.pool import RunData, prepare_data
 from fastqat.train.run import pick_device
@@ -89,9 +88,8 @@ def _models(config: TrainConfig, run: Path, checkpoint: Path | None, used: RunDa
     best, float_path = checkpoint or run / "checkpoints" / "best.pt", run / "checkpoints" / "float.pt"
     if config.float_checkpoint is not None:
         float_path = config.float_checkpoint
-    teacher = make_model(config.model, used.num_classes, used.input_shape)
+    teacher = new_model(config, used, torch.device("cpu"))
     load_weights(teacher, given_weights(float_path), float_path)
-    teacher = teacher.to(memory_format=torch.channels_last) if config.channels_last else teacher  # type: ignore[call-overload]
     student = make_student(config, teacher)
     saved = load_state(best)
     if "model" not in saved:

@@ -1,6 +1,7 @@
 """The policies without scores: protocol, counts, state. Schedules and seeds."""
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -143,3 +144,13 @@ def test_streams_are_independent_and_repeatable():
     assert torch.randint(2**40, (4,), generator=generator_for(0, Stream.SUBSET, 0)).tolist() == draws[0, Stream.SUBSET, 0]
     with pytest.raises(InputError, match="seed must be a whole number ≥ 0; got -1"):
         generator_for(-1, Stream.SHUFFLE)
+
+
+def test_iterable_data_set_is_refused_in_one_line() -> None:
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, int]]:
+            yield torch.zeros(1), 0
+
+    for policy in (WholeSet, RandomSubset):
+        with pytest.raises(InputError, match="Stream has no length; pass a map-style data set"):
+            policy(Stream())
