@@ -1,6 +1,8 @@
 """Two processes (gloo): learned scales train as in one process on the whole batch; observed ranges follow process 0."""
 
 import copy
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -52,7 +54,16 @@ def work(rank: int, folder: str) -> None:
         wrapped(x).square().mean().backward()
         states.append(copy.deepcopy(observing.state_dict()))
     torch.save(states, f"{folder}/observed_{rank}.pt")
-    dist.destroy_process_group()
+    leave(rank, Path(folder))
+
+
+def leave(rank: int, folder: Path) -> None:
+    """Ends the process once both have saved, past the interpreter's teardown: gloo's threads may outlive the group and abort in it."""
+    (folder / f"done_{rank}").touch()
+    until = time.monotonic() + 120
+    while not (folder / f"done_{1 - rank}").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    os._exit(0)
 
 
 @pytest.fixture(scope="module")
