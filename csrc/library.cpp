@@ -7,17 +7,18 @@
 #include "common.h"
 
 // Outputs are allocated by the caller and written in place: Python decides layout, dtype and whether a buffer is reused.
-// outer, channels, inner: the tensor in storage order, seen as [outer, channels, inner]; per tensor has channels = 1.
+// blocks, outer, channels, inner: the tensor in storage order, seen as [blocks, outer, channels, inner]; (b, o, c, i) uses scale
+// b * channels + c, and what shares a scale is summed over outer and inner. Per tensor all but inner are 1, per channel blocks is 1.
 STABLE_TORCH_LIBRARY(fastqat_native, m) {
   m.def(
-      "fake_quant(Tensor x, Tensor scale, Tensor? zero_point, Tensor(a!) x_hat, int outer, int channels, int inner, "
+      "fake_quant(Tensor x, Tensor scale, Tensor? zero_point, Tensor(a!) x_hat, int blocks, int outer, int channels, int inner, "
       "int qmin, int qmax, bool reciprocal) -> ()");
   m.def(
       "fake_quant_backward(Tensor x, Tensor scale, Tensor? zero_point, Tensor grad_y, Tensor(a!) grad_x, "
-      "Tensor(b!)? grad_scale, Tensor(c!)? grad_zero_point, int outer, int channels, int inner, int qmin, int qmax, "
+      "Tensor(b!)? grad_scale, Tensor(c!)? grad_zero_point, int blocks, int outer, int channels, int inner, int qmin, int qmax, "
       "bool reciprocal, float grad_factor) -> ()");
   m.def(
-      "quantize_codes(Tensor x, Tensor scale, Tensor? zero_point, Tensor(a!) codes, int outer, int channels, int inner, "
+      "quantize_codes(Tensor x, Tensor scale, Tensor? zero_point, Tensor(a!) codes, int blocks, int outer, int channels, int inner, "
       "int qmin, int qmax, bool reciprocal) -> ()");
   m.def(
       "logit_scores(Tensor logits, Tensor? targets, Tensor? teacher, Tensor(a!)? loss, Tensor(b!)? evs, Tensor(c!)? correct, "

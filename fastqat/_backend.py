@@ -57,12 +57,14 @@ def _load_cuda() -> str | None:
     return cuda.why_not(torch.cuda.current_device()) or None
 
 
+# Triton decides when a kernel is defined, so this is read once too. Interpreted kernels take CPU tensors, for tests: only by name.
+TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
 def _triton_reason() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if os.environ.get("TRITON_INTERPRET", "0") == "1":
-        return None
-    return None if torch.cuda.is_available() else "no CUDA device is visible to torch"
+    return None if TRITON_INTERPRETED or torch.cuda.is_available() else "no CUDA device is visible to torch"
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ NATIVE_REASON = _load_native()
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("triton", ("cuda",), _triton_reason),
+        Backend("triton", ("cpu",) if TRITON_INTERPRETED else ("cuda",), _triton_reason),
         Backend("cuda", ("cuda",), _cuda_reason),
         Backend("cpu", ("cpu",), _cpu_reason),
         Backend("reference", ("cpu", "cuda"), lambda: None),
@@ -121,7 +123,8 @@ def _refusal(implementation: Any, tensors: tuple[torch.Tensor, ...]) -> str | No
 @functools.cache
 def _candidates(op: str, device_type: str) -> tuple[Any, ...]:
     """Implementations that can run `op` on `device_type` here, in order of preference; found once, since `pick` runs at every call."""
-    return tuple(_implementations[op][name] for name in BACKENDS if _why_not(op, name, device_type) is None)
+    names = [name for name in BACKENDS if not (name == "triton" and TRITON_INTERPRETED)]
+    return tuple(_implementations[op][name] for name in names if _why_not(op, name, device_type) is None)
 
 
 def _forced_backend() -> str | None:

@@ -9,8 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._backend import backends_for
 from .nn.layer import QuantLayer
 from .quantizers import Quantizer
+
+
+def places(op: str) -> list[tuple[str, str]]:
+    """Every pair of backend and device that can run the op family `op` here: ``("cpu", "cpu")``, ``("triton", "cuda")``, ..."""
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return [(backend, device) for device in devices for backend in backends_for(op, device)]
 
 
 def assert_same_bits(got: Tensor, want: Tensor, what: str = "tensors") -> None:

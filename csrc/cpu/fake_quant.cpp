@@ -31,9 +31,10 @@ bool is(const Tensor& t, ScalarType type, int64_t numel) { return t.scalar_type(
 bool is(const std::optional<Tensor>& t, ScalarType type, int64_t numel) { return !t.has_value() || is(*t, type, numel); }
 
 // Sizes and types are checked here too, since the operators can be called without the Python layer; layouts are the caller's word.
-void prepare(Prepared& p, const Tensor& x, const Tensor& scale, const std::optional<Tensor>& zero_point, int64_t outer, int64_t channels,
-             int64_t inner, int64_t qmin, int64_t qmax, bool reciprocal) {
-  STD_TORCH_CHECK(x.numel() == outer * channels * inner, "fake_quant: x has ", x.numel(), " elements, not ", outer * channels * inner);
+void prepare(Prepared& p, const Tensor& x, const Tensor& scale, const std::optional<Tensor>& zero_point, int64_t blocks, int64_t outer,
+             int64_t channels, int64_t inner, int64_t qmin, int64_t qmax, bool reciprocal) {
+  STD_TORCH_CHECK(blocks == 1 && x.numel() == outer * channels * inner, "fake_quant: x has ", x.numel(), " elements, not ",
+                  outer * channels * inner);
   STD_TORCH_CHECK(is(scale, ScalarType::Float, channels) && is(zero_point, ScalarType::Float, channels),
                   "fake_quant: scale and zero point must be float32 with ", channels, " elements");
   Job& job = p.job;
@@ -70,19 +71,19 @@ void finish_sums(const Job& job, const std::vector<double>& partials, int64_t in
   for (int64_t c = 0; c < job.channels; ++c) grad[c] = static_cast<float>(total[static_cast<size_t>(c)] * factor);
 }
 
-void fake_quant_cpu(Tensor x, Tensor scale, std::optional<Tensor> zero_point, Tensor x_hat, int64_t outer, int64_t channels, int64_t inner,
-                    int64_t qmin, int64_t qmax, bool reciprocal) {
+void fake_quant_cpu(Tensor x, Tensor scale, std::optional<Tensor> zero_point, Tensor x_hat, int64_t blocks, int64_t outer, int64_t channels,
+                    int64_t inner, int64_t qmin, int64_t qmax, bool reciprocal) {
   Prepared p;
-  prepare(p, x, scale, zero_point, outer, channels, inner, qmin, qmax, reciprocal);
+  prepare(p, x, scale, zero_point, blocks, outer, channels, inner, qmin, qmax, reciprocal);
   STD_TORCH_CHECK(is(x_hat, x.scalar_type(), x.numel()), "fake_quant: x_hat must have the size and dtype of x");
   p.job.out = x_hat.data_ptr();
   run(p.job, FASTQAT_AT_LEVEL(forward));
 }
 
-void quantize_codes_cpu(Tensor x, Tensor scale, std::optional<Tensor> zero_point, Tensor codes_out, int64_t outer, int64_t channels,
-                        int64_t inner, int64_t qmin, int64_t qmax, bool reciprocal) {
+void quantize_codes_cpu(Tensor x, Tensor scale, std::optional<Tensor> zero_point, Tensor codes_out, int64_t blocks, int64_t outer,
+                        int64_t channels, int64_t inner, int64_t qmin, int64_t qmax, bool reciprocal) {
   Prepared p;
-  prepare(p, x, scale, zero_point, outer, channels, inner, qmin, qmax, reciprocal);
+  prepare(p, x, scale, zero_point, blocks, outer, channels, inner, qmin, qmax, reciprocal);
   STD_TORCH_CHECK(codes_out.numel() == x.numel(), "quantize_codes: codes must have the size of x");
   p.job.out = codes_out.data_ptr();
   p.job.code_type = codes_out.scalar_type();
@@ -90,10 +91,10 @@ void quantize_codes_cpu(Tensor x, Tensor scale, std::optional<Tensor> zero_point
 }
 
 void fake_quant_backward_cpu(Tensor x, Tensor scale, std::optional<Tensor> zero_point, Tensor grad_y, Tensor grad_x,
-                             std::optional<Tensor> grad_scale, std::optional<Tensor> grad_zero_point, int64_t outer, int64_t channels,
-                             int64_t inner, int64_t qmin, int64_t qmax, bool reciprocal, double grad_factor) {
+                             std::optional<Tensor> grad_scale, std::optional<Tensor> grad_zero_point, int64_t blocks, int64_t outer,
+                             int64_t channels, int64_t inner, int64_t qmin, int64_t qmax, bool reciprocal, double grad_factor) {
   Prepared p;
-  prepare(p, x, scale, zero_point, outer, channels, inner, qmin, qmax, reciprocal);
+  prepare(p, x, scale, zero_point, blocks, outer, channels, inner, qmin, qmax, reciprocal);
   STD_TORCH_CHECK(is(grad_y, x.scalar_type(), x.numel()) && is(grad_x, x.scalar_type(), x.numel()),
                   "fake_quant_backward: grad_y and grad_x must have the size and dtype of x");
   STD_TORCH_CHECK(is(grad_scale, ScalarType::Float, channels) && is(grad_zero_point, ScalarType::Float, channels),

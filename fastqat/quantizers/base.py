@@ -109,7 +109,7 @@ class Quantizer(nn.Module):
         qmin, qmax = self.qrange()
         per_scale = self.spec.grad_factor == "per_scale"
         axis = None if self.axis is None else self.axis % x.dim()
-        return QuantArgs(scale, zero_point, qmin, qmax, axis, self.spec.semantics, self._grad_factor(x), per_scale)
+        return QuantArgs(scale, zero_point, qmin, qmax, axis, None, self.spec.semantics, self._grad_factor(x), per_scale)
 
     def _grad_factor(self, x: Tensor) -> float:
         """The factor g of numerics by name; ``"per_scale"`` is completed inside the op, which knows how many elements share a scale."""

@@ -106,14 +106,14 @@ def test_backend_equals_reference(backend: str, axis: int | None, layout: str, z
     assert_same_bits(got[0], want[0], "x_hat")
     assert_same_bits(got[1], want[1], "grad_x")
     assert got[0].stride() == torch.empty_like(x).stride()
-    terms = reference.gradient_terms(grad, x, Grid(scale, zero, -4, 3, axis, semantics))[1:]
+    terms = reference.gradient_terms(grad, x, Grid(scale, zero, -4, 3, axis, None, semantics))[1:]
     dims = None if axis is None else [d for d in range(4) if d != axis]
     assert_sum_close(got[2], terms[0], 0.25, dims, "grad_scale")
     if zero_point:
         assert_sum_close(got[3], terms[1], 0.25, dims, "grad_zero_point")
     with fq.use_backend(backend):
         codes = fq.quantize_codes(x, scale, zero, qmin=-4, qmax=3, axis=axis, semantics=semantics)
-    assert_same_bits(codes, reference.codes(x, Grid(scale, zero, -4, 3, axis, semantics)), "codes")
+    assert_same_bits(codes, reference.codes(x, Grid(scale, zero, -4, 3, axis, None, semantics)), "codes")
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 0, 2), (7,), (16385,), (3, 70001), (70001, 3), (2, 600, 5), (2000, 33)], ids=str)
@@ -131,7 +131,7 @@ def test_shapes(backend: str, shape: tuple[int, ...], axis: int | None) -> None:
     assert_same_bits(got[1], want[1])
     front = None if axis is None else axis % x.dim()
     dims = None if axis is None else [d for d in range(x.dim()) if d != front]
-    terms = reference.gradient_terms(grad, x, Grid(scale, zero, 0, 15, front, "div"))[1:]
+    terms = reference.gradient_terms(grad, x, Grid(scale, zero, 0, 15, front, None, "div"))[1:]
     assert_sum_close(got[2], terms[0], 1.0, dims)
     assert_sum_close(got[3], terms[1], 1.0, dims)
 
@@ -197,10 +197,10 @@ def test_half_types_convert_exactly() -> None:
         for step in (2.0**-24, 2.0**-15, 1.0):  # grids on which every half value is exact, saturated or rounded
             s = torch.tensor(step)
             got = fq.fake_quantize(x, s, qmin=-32768, qmax=32767)
-            assert_same_bits(got, reference.forward(x, Grid(s, None, -32768, 32767, None, "div")))
+            assert_same_bits(got, reference.forward(x, Grid(s, None, -32768, 32767, None, None, "div")))
         fine = torch.randn(100_000) * torch.logspace(-9, 5, 100_000)
         got = fq.fake_quantize(fine.to(dtype), torch.tensor(0.0371), qmin=-32768, qmax=32767)
-        assert_same_bits(got, reference.forward(fine.to(dtype), Grid(torch.tensor(0.0371), None, -32768, 32767, None, "div")))
+        assert_same_bits(got, reference.forward(fine.to(dtype), Grid(torch.tensor(0.0371), None, -32768, 32767, None, None, "div")))
 
 
 @pytest.mark.parametrize("backend", FAST)

@@ -50,12 +50,12 @@ def test_scale_and_zero_point_may_differ_in_shape(scale: list[int], zero_point: 
 @native
 def test_operators_check_sizes_before_they_read() -> None:
     x, s = torch.ones(8), torch.tensor([0.5])
-    grid = (s, None, -8, 7, None, "div")
+    grid = (s, None, -8, 7, None, None, "div")
     for grad in (torch.ones(2), torch.ones(8, dtype=torch.bfloat16)):
         with pytest.raises(RuntimeError, match="grad_y and grad_x must have the size and dtype of x|must match|size"):
             op.fake_quant_backward(grad, x, *grid, 1.0, True, False)
     with pytest.raises(RuntimeError, match="must be float32 with 8 elements"):
-        op.fake_quant(x, s.expand(8), torch.ones(1), -8, 7, 0, "div")
+        op.fake_quant(x, s.expand(8), torch.ones(1), -8, 7, 0, None, "div")
 
 
 def test_use_backend_reaches_other_threads() -> None:
@@ -94,7 +94,7 @@ def test_fp64_runs_on_the_reference() -> None:
     "x", [torch.randn(4, 3), torch.randn(2, 3, 4, 5).permute(0, 2, 3, 1), torch.randn(0, 3)], ids=["plain", "permuted", "empty"]
 )
 def test_opcheck(x: torch.Tensor) -> None:
-    common = (torch.tensor([0.1]), torch.tensor([1.0]), -8, 7, None, "div")
+    common = (torch.tensor([0.1]), torch.tensor([1.0]), -8, 7, None, None, "div")
     torch.library.opcheck(op.fake_quant, (x, *common))
     torch.library.opcheck(op.quantize_codes, (x, *common))
     for needs in itertools.product([False, True], repeat=2):

@@ -153,7 +153,7 @@ def test_saves_what_a_float_layer_saves(compiled: bool) -> None:
 def test_opcheck() -> None:
     x, weight = leaf(2, 6, 7, 7).detach(), leaf(4, 3, 3, 3).detach()
     scale = torch.tensor([0.1])
-    conv, code = [2, 1, 1, 1, 1, 1, 1], [-8, 7, -1, 0]
+    conv, code = [2, 1, 1, 1, 1, 1, 1], [-8, 7, -1, 0, 0]
     for layout in (x, x.contiguous(memory_format=torch.channels_last), x[:0]):
         quantizers = (scale, None, scale, None, code, code, conv)
         torch.library.opcheck(op.quant_layer, (layout, weight, None, *quantizers))

@@ -11,13 +11,16 @@ from .reference import SEMANTICS
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def _checked_axis(x: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int | None) -> int | None:
-    """The axis, counted from the front; scale and zero point have the length it asks for."""
+def _checked_axis(x: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int | None, group_size: int | None) -> int | None:
+    """The axis, counted from the front; scale and zero point have the shape it asks for."""
     if axis is not None and not -x.dim() <= axis < x.dim():
         raise ValueError(
             f"axis {axis} is out of range for a tensor of {x.dim()} dimensions; accepted: {-x.dim()} to {x.dim() - 1}, or None"
         )
     axis = axis if axis is None or axis >= 0 else axis + x.dim()
+    if group_size is not None:
+        _check_groups(x, scale, zero_point, axis, group_size)
+        return axis
     length = 1 if axis is None else x.shape[axis]
     for name, values in (("scale", scale), ("zero_point", zero_point)):
         if values is not None and (values.numel() != length or (axis is not None and values.dim() != 1)):
@@ -26,7 +29,31 @@ def _checked_axis(x: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int
     return axis
 
 
-def check_range(x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, axis: int | None, semantics: str) -> int | None:
+def _check_groups(x: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int | None, group_size: int) -> None:
+    if axis is None:
+        raise ValueError(f"group_size {group_size} without an axis; say along which axis the groups lie, as axis=1")
+    if isinstance(group_size, bool) or not isinstance(group_size, (int, torch.SymInt)):
+        raise TypeError(f"group_size is {group_size!r}; accepted: an integer, or None")
+    if group_size < 1 or x.shape[axis] % group_size:
+        raise ValueError(f"group_size {group_size} for an axis of length {x.shape[axis]}; accepted: a divisor of the length")
+    wanted = [*x.shape[:axis], x.shape[axis] // group_size, *x.shape[axis + 1 :]]
+    for name, values in (("scale", scale), ("zero_point", zero_point)):
+        if values is not None and list(values.shape) != wanted:
+            raise ValueError(
+                f"{name} has shape {list(values.shape)}; accepted: {wanted}, the shape of x with its {wanted[axis]} groups along axis {axis}"
+            )
+
+
+def check_range(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    qmin: int,
+    qmax: int,
+    axis: int | None,
+    group_size: int | None,
+    semantics: str,
+) -> int | None:
     """Raise for what no backend accepts; return the axis counted from the front."""
     for name, value in (("x", x), ("scale", scale), ("zero_point", zero_point)):
         if not isinstance(value, Tensor) and not (name == "zero_point" and value is None):
@@ -46,7 +73,7 @@ def check_range(x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, 
         raise ValueError(f"integer range [{qmin}, {qmax}]; accepted: qmin <= qmax, at most 16 bits, from -32768 to 65535")
     if semantics not in SEMANTICS:
         raise ValueError(f"semantics {semantics!r}; accepted: 'div' (LSQ, ONNX) or 'reciprocal' (torch)")
-    return _checked_axis(x, scale, zero_point, axis)
+    return _checked_axis(x, scale, zero_point, axis, group_size)
 
 
 def fake_quantize(
@@ -57,6 +84,7 @@ def fake_quantize(
     qmin: int,
     qmax: int,
     axis: int | None = None,
+    group_size: int | None = None,
     semantics: str = "div",
     grad_factor: float = 1.0,
 ) -> Tensor:
@@ -83,11 +111,13 @@ def fake_quantize(
 
     Args:
         x: any shape; float32, bfloat16, float16 (float64 on the reference backend).
-        scale: step size s > 0, float32; one element, or ``[x.shape[axis]]``. Not checked for its sign (that would wait for the GPU).
+        scale: step size s > 0, float32; one element, ``[x.shape[axis]]``, or with `group_size` the shape of x with the number of groups in
+            place of the axis. Not checked for its sign (that would wait for the GPU).
         zero_point: z, shaped like `scale`, float or integer dtype; float values are rounded half to even, with a straight-through
             gradient. None means 0.
         qmin, qmax: the integer range, at most 16 bits.
         axis: the channel axis, or None for per tensor.
+        group_size: cuts the axis into groups of that many neighbours with a scale each; divides the length of the axis.
         semantics: ``"div"`` (LSQ paper, brevitas, ONNX QuantizeLinear) or ``"reciprocal"`` (torch, torchao).
         grad_factor: g, multiplies the gradients of scale and zero point (LSQ: 1/√(N · qmax)).
 
@@ -109,12 +139,15 @@ def fake_quantize(
         >>> y.sum().backward()
         >>> x.grad, round(s.grad.item(), 4)
         (tensor([1., 1., 1., 0.]), 6.6)
+        >>> w, step = torch.tensor([[0.3, 0.6, 3.0, 6.0]]), torch.tensor([[0.25, 2.0]])
+        >>> fake_quantize(w, step, qmin=-2, qmax=1, axis=1, group_size=2)
+        tensor([[0.2500, 0.2500, 2.0000, 2.0000]])
     """
-    axis = check_range(x, scale, zero_point, qmin, qmax, axis, semantics)
+    axis = check_range(x, scale, zero_point, qmin, qmax, axis, group_size, semantics)
     differentiable = x.requires_grad or scale.requires_grad or (zero_point is not None and zero_point.requires_grad)
     if differentiable and torch.is_grad_enabled():
-        return op.FakeQuantize.apply(x, scale, zero_point, qmin, qmax, axis, semantics, grad_factor)
-    return op.fake_quant(x, scale, zero_point, qmin, qmax, axis, semantics)
+        return op.FakeQuantize.apply(x, scale, zero_point, qmin, qmax, axis, group_size, semantics, grad_factor)
+    return op.fake_quant(x, scale, zero_point, qmin, qmax, axis, group_size, semantics)
 
 
 def quantize_codes(
@@ -125,6 +158,7 @@ def quantize_codes(
     qmin: int,
     qmax: int,
     axis: int | None = None,
+    group_size: int | None = None,
     semantics: str = "div",
 ) -> Tensor:
     r"""The integers behind `fake_quantize`: :math:`c = \mathrm{clamp}(\mathrm{rne}(x / s) + z, q_{min}, q_{max})`.
@@ -133,7 +167,7 @@ def quantize_codes(
     QuantizeLinear, ties included. NaN gives qmin.
 
     Args:
-        x, scale, zero_point, qmin, qmax, axis, semantics: as in `fake_quantize`.
+        x, scale, zero_point, qmin, qmax, axis, group_size, semantics: as in `fake_quantize`.
 
     Returns:
         Integers with the shape and layout of x, in the smallest of int8, uint8, int16, int32 that holds the range. No gradient.
@@ -145,5 +179,7 @@ def quantize_codes(
         >>> quantize_codes(torch.tensor([-1.3, 0.25, 0.75, 9.0]), torch.tensor(0.5), qmin=-8, qmax=7)
         tensor([-3,  0,  2,  7], dtype=torch.int8)
     """
-    axis = check_range(x, scale, zero_point, qmin, qmax, axis, semantics)
-    return op.quantize_codes(x.detach(), scale.detach(), None if zero_point is None else zero_point.detach(), qmin, qmax, axis, semantics)
+    axis = check_range(x, scale, zero_point, qmin, qmax, axis, group_size, semantics)
+    return op.quantize_codes(
+        x.detach(), scale.detach(), None if zero_point is None else zero_point.detach(), qmin, qmax, axis, group_size, semantics
+    )

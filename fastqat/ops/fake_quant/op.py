@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ... import _backend
-from .._layout import channel_view, dense, like
+from .._layout import by_storage, dense, from_storage, like, quant_view
 from .._library import define_op
 from . import reference
 from .reference import Grid, code_dtype
@@ -29,14 +29,14 @@ class Native:
     def forward(x: Tensor, grid: Grid) -> Tensor:
         x = dense(x)
         x_hat = torch.empty_like(x)
-        torch.ops.fastqat_native.fake_quant(x, *_scales(grid), x_hat, *_numbers(x, grid))
+        torch.ops.fastqat_native.fake_quant(x, *_scales(x, grid), x_hat, *_numbers(x, grid))
         return x_hat
 
     @staticmethod
     def codes(x: Tensor, grid: Grid) -> Tensor:
         x = dense(x)
         codes = torch.empty_like(x, dtype=code_dtype(grid.qmin, grid.qmax))
-        torch.ops.fastqat_native.quantize_codes(x, *_scales(grid), codes, *_numbers(x, grid))
+        torch.ops.fastqat_native.quantize_codes(x, *_scales(x, grid), codes, *_numbers(x, grid))
         return codes
 
     @staticmethod
@@ -46,31 +46,31 @@ class Native:
         x = dense(x)
         grad = like(x, grad_y)
         grad_x = grad if in_place or grad is not grad_y else torch.empty_like(x)
-        grad_scale, grad_zero_point = (
-            torch.empty_like(grid.scale, memory_format=torch.contiguous_format) if wanted else None
+        sums = tuple(
+            torch.empty(grid.scale.numel(), dtype=torch.float32, device=x.device) if wanted else None
             for wanted in (needs_scale, needs_zero_point)
         )
-        sums = (grad_scale, grad_zero_point)
-        torch.ops.fastqat_native.fake_quant_backward(x, *_scales(grid), grad, grad_x, *sums, *_numbers(x, grid), grad_factor)
+        torch.ops.fastqat_native.fake_quant_backward(x, *_scales(x, grid), grad, grad_x, *sums, *_numbers(x, grid), grad_factor)
+        grad_scale, grad_zero_point = (None if each is None else from_storage(x, each, grid.scale.shape) for each in sums)
         return grad_x, grad_scale, grad_zero_point
 
 
-def _scales(grid: Grid) -> tuple[Tensor, Tensor | None]:
-    """Scale and zero point as the kernels read them: contiguous fp32."""
-    zero_point = None if grid.zero_point is None else grid.zero_point.to(torch.float32).contiguous()
-    return grid.scale.contiguous(), zero_point
+def _scales(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
+    """Scale and zero point as the kernels read them: fp32 in the storage order of x."""
+    zero_point = None if grid.zero_point is None else by_storage(x, grid.zero_point.to(torch.float32))
+    return by_storage(x, grid.scale), zero_point
 
 
 def _numbers(x: Tensor, grid: Grid) -> tuple[int | bool, ...]:
-    """outer, channels, inner, qmin, qmax, reciprocal."""
-    return *channel_view(x, grid.axis), grid.qmin, grid.qmax, grid.semantics == "reciprocal"
+    """blocks, outer, channels, inner, qmin, qmax, reciprocal."""
+    return *quant_view(x, grid.axis, grid.group_size), grid.qmin, grid.qmax, grid.semantics == "reciprocal"
 
 
 _backend.register(OP, "reference", reference)
 _backend.register(OP, "cpu", Native)
 
 
-# Each implementation takes the operator's arguments in the order of its schema; the six after x are those of a Grid.
+# Each implementation takes the operator's arguments in the order of its schema; the seven after x are those of a Grid.
 def _forward(x: Tensor, scale: Tensor, *grid: Any) -> Tensor:
     return _backend.pick(OP, x).forward(x, Grid(scale, *grid))
 
@@ -89,8 +89,8 @@ def _codes_fake(x: Tensor, scale: Tensor, *grid: Any) -> Tensor:
 
 
 def _backward(grad_y: Tensor, x: Tensor, scale: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    grid = Grid(scale, *options[:5])
-    grad_x, grad_scale, grad_zero_point = _backend.pick(OP, x).backward(grad_y, x, grid, *options[5:])
+    grid = Grid(scale, *options[:6])
+    grad_x, grad_scale, grad_zero_point = _backend.pick(OP, x).backward(grad_y, x, grid, *options[6:])
     sums = (scale.new_empty(0) if grad is None else grad for grad in (grad_scale, grad_zero_point))  # outputs must not alias
     return grad_x, *sums  # type: ignore[return-value]  # mypy does not count the elements of a generator
 
@@ -100,7 +100,7 @@ def _backward_fake(grad_y: Tensor, x: Tensor, scale: Tensor, *options: Any) -> t
     return torch.empty_like(x), grad_scale, grad_zero_point
 
 
-_RANGE = "Tensor x, Tensor scale, Tensor? zero_point, int qmin, int qmax, int? axis, str semantics"
+_RANGE = "Tensor x, Tensor scale, Tensor? zero_point, int qmin, int qmax, int? axis, int? group_size, str semantics"
 fake_quant = define_op(f"fake_quant({_RANGE}) -> Tensor", _forward, _forward_fake)
 quantize_codes = define_op(f"quantize_codes({_RANGE}) -> Tensor", _codes, _codes_fake)
 fake_quant_backward = define_op(
@@ -115,7 +115,7 @@ class FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *args: Any) -> Tensor:
-        """args: the six of a Grid, then grad_factor."""
+        """args: the seven of a Grid, then grad_factor."""
         scale, zero_point, *numbers, grad_factor = args
         ctx.save_for_backward(x, scale, zero_point)
         ctx.options = (*numbers, grad_factor)
@@ -131,5 +131,5 @@ class FakeQuantize(torch.autograd.Function):
             grad_x if ctx.needs_input_grad[0] else None,
             grad_scale if needs_scale else None,
             grad_zero_point.to(zero_point.dtype).reshape(zero_point.shape) if needs_zero_point else None,
-            *[None] * 5,
+            *[None] * 6,
         )

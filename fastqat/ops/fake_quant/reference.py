@@ -20,13 +20,18 @@ def code_dtype(qmin: int, qmax: int) -> torch.dtype:
 
 
 class Grid(NamedTuple):
-    """The integer grid of a quantizer, as every backend takes it; `axis` counts from the front, None is per tensor."""
+    """The integer grid of a quantizer, as every backend takes it.
+
+    `axis` counts from the front, None is per tensor. With `group_size` the axis is cut into groups of neighbours, and scale and zero point
+    have the shape of x with the number of groups in its place.
+    """
 
     scale: Tensor
     zero_point: Tensor | None
     qmin: int
     qmax: int
     axis: int | None
+    group_size: int | None
     semantics: str
 
 
@@ -40,13 +45,31 @@ class _Ready(NamedTuple):
     high: Tensor
 
 
-def _prepare(x: Tensor, grid: Grid) -> _Ready:
-    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+def _spread(values: Tensor, x: Tensor, grid: Grid) -> Tensor:
+    """`values`, shaped like the scale, so that they broadcast over x."""
+    if grid.axis is not None and grid.group_size is not None:
+        return values.repeat_interleave(grid.group_size, grid.axis)
     shape = [1] * x.dim()
     if grid.axis is not None:
         shape[grid.axis] = -1
-    s = grid.scale.to(compute).reshape(shape)
-    z = torch.zeros_like(s) if grid.zero_point is None else grid.zero_point.to(compute).round().reshape(shape)
+    return values.reshape(shape)
+
+
+def _total(terms: Tensor, grid: Grid) -> Tensor:
+    """`terms`, shaped like x, summed in fp64 over what shares a scale."""
+    wide = terms.double()
+    if grid.axis is None:
+        return wide.sum()
+    if grid.group_size is not None:
+        return wide.unflatten(grid.axis, (grid.scale.shape[grid.axis], grid.group_size)).sum(grid.axis + 1)
+    dims = [d for d in range(wide.dim()) if d != grid.axis]
+    return wide.sum(dims) if dims else wide
+
+
+def _prepare(x: Tensor, grid: Grid) -> _Ready:
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    s = _spread(grid.scale.to(compute), x, grid)
+    z = torch.zeros_like(s) if grid.zero_point is None else _spread(grid.zero_point.to(compute).round(), x, grid)
     return _Ready(x.to(compute), s, z, grid.qmin - z, grid.qmax - z)
 
 
@@ -101,12 +124,9 @@ def backward(
     `in_place` allows a backend to put grad_x into grad_y; the reference never does.
     """
     grad_x, scale_terms, zero_point_terms = gradient_terms(grad_y, x, grid)
-    dims = [d for d in range(x.dim()) if d != grid.axis]
 
     def total(terms: Tensor) -> Tensor:
-        wide = terms.double()
-        summed = wide.sum() if grid.axis is None else wide.sum(dims) if dims else wide
-        return (summed * grad_factor).to(grid.scale.dtype).reshape(grid.scale.shape)
+        return (_total(terms, grid) * grad_factor).to(grid.scale.dtype).reshape(grid.scale.shape)
 
     grad_scale = total(scale_terms) if needs_scale else None
     return torch.empty_like(x).copy_(grad_x), grad_scale, total(zero_point_terms) if needs_zero_point else None

@@ -17,10 +17,11 @@ class QuantArgs(NamedTuple):
     """What one fake quantizer needs (see `fastqat.fake_quantize` for the maths).
 
     Attributes:
-        scale: fp32, one element or ``[channels]``.
+        scale: fp32, one element, ``[channels]``, or x's shape with the groups in place of the axis.
         zero_point: like `scale`, or None.
         qmin, qmax: the integer range.
         axis: channel axis, None for per tensor.
+        group_size: length of the groups along `axis`, None for per channel.
         semantics: ``"div"`` or ``"reciprocal"``.
         grad_factor: multiplies the gradients of scale and zero point.
         per_scale: divide `grad_factor` by the square root of the number of elements that share one scale, batch included.
@@ -31,6 +32,7 @@ class QuantArgs(NamedTuple):
     qmin: int
     qmax: int
     axis: int | None = None
+    group_size: int | None = None
     semantics: str = "div"
     grad_factor: float = 1.0
     per_scale: bool = False
@@ -39,8 +41,8 @@ class QuantArgs(NamedTuple):
 def _encode(x: Tensor, quant: QuantArgs | None) -> tuple[Tensor | None, Tensor | None, list[int], float, bool]:
     if quant is None:
         return None, None, [], 1.0, False
-    axis = check_range(x, quant.scale, quant.zero_point, quant.qmin, quant.qmax, quant.axis, quant.semantics)
-    code = [quant.qmin, quant.qmax, -1 if axis is None else axis, SEMANTICS.index(quant.semantics)]
+    axis = check_range(x, quant.scale, quant.zero_point, quant.qmin, quant.qmax, quant.axis, quant.group_size, quant.semantics)
+    code = [quant.qmin, quant.qmax, -1 if axis is None else axis, quant.group_size or 0, SEMANTICS.index(quant.semantics)]
     return quant.scale, quant.zero_point, code, quant.grad_factor, quant.per_scale
 
 

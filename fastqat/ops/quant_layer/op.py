@@ -21,7 +21,7 @@ from ..fake_quant.reference import SEMANTICS, Grid
 
 
 class Operand(NamedTuple):
-    """How one operand is quantized; `code` packs (qmin, qmax, axis or −1, index into SEMANTICS), empty for none."""
+    """How one operand is quantized; `code` packs (qmin, qmax, axis or −1, group size or 0, index into SEMANTICS), empty for none."""
 
     scale: Tensor | None
     zero_point: Tensor | None
@@ -29,8 +29,8 @@ class Operand(NamedTuple):
 
     def grid(self) -> Grid:
         assert self.scale is not None
-        qmin, qmax, axis, semantics = self.code
-        return Grid(self.scale, self.zero_point, qmin, qmax, None if axis < 0 else axis, SEMANTICS[semantics])
+        qmin, qmax, axis, group_size, semantics = self.code
+        return Grid(self.scale, self.zero_point, qmin, qmax, None if axis < 0 else axis, group_size or None, SEMANTICS[semantics])
 
     def apply(self, x: Tensor) -> Tensor:
         """x_hat, or x itself where nothing is quantized."""
