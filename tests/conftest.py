@@ -1,4 +1,4 @@
-"""Test-wide settings: two threads, so that multi-threaded paths run, the same on every machine; Triton's interpreter where there is no GPU."""
+"""Test-wide settings: two threads everywhere, so that multi-threaded paths run; Triton's interpreter where there is no GPU."""
 
 import os
 
