@@ -40,7 +40,7 @@ def _check_groups(x: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int
     for name, values in (("scale", scale), ("zero_point", zero_point)):
         if values is not None and list(values.shape) != wanted:
             raise ValueError(
-                f"{name} has shape {list(values.shape)}; accepted: {wanted}, the shape of x with {wanted[axis]} groups in place of axis {axis}"
+                f"{name} has shape {list(values.shape)}; accepted: {wanted}, the shape of x with the groups in place of axis {axis}"
             )
 
 
