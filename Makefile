@@ -4,7 +4,7 @@ VENV   ?= .venv
 TORCH  ?= torch torchvision# e.g. TORCH=torch==2.13.0; a torch without a matching torchvision is fine
 BIN     = $(VENV)/bin
 
-.PHONY: help install demo test lint format bench cross clean
+.PHONY: help install demo test lint format bench static gpu cross clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -39,6 +39,12 @@ format: install  ## rewrite the sources in the house style
 
 bench: install   ## the benchmark table; rows go to bench/results
 	$(BIN)/fastqat bench
+
+static: install  ## what every GPU kernel compiles to for sm 80, 90 and 100: spills, width and bytes of its accesses; needs no GPU
+	$(BIN)/python -m bench.static_report
+
+gpu: install     ## on a CUDA machine: tests, static report and benchmarks, in under ten minutes; results go to gpu_check
+	PYTHON=$(BIN)/python bench/gpu_check.sh
 
 cross: ## build a wheel against one torch, test it under another, and the reverse
 	scripts/cross_torch.sh

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pybind11
 import torch
 from setuptools import Extension, setup
 from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths
@@ -22,7 +21,7 @@ from torch.utils.cpp_extension import BuildExtension, include_paths, library_pat
 ROOT = Path(__file__).parent
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # LibTorch stable ABI of 2.10: any later torch loads the same object
 CXX_FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall"]
-NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-fmad=false", "-DUSE_CUDA", STABLE_ABI]
+NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-fmad=false", "-Xfatbin=-compress-all", "-DUSE_CUDA", STABLE_ABI]
 
 
 def sources(folder: str, suffix: str) -> list[str]:
@@ -45,6 +44,15 @@ def cuda_home() -> Path | None:
     dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "/dev/null"], capture_output=True, text=True)
     top = re.search(r"^#\$ TOP=(.+)$", dry.stderr, re.MULTILINE)
     return Path(top[1]).resolve() if top else None
+
+
+def pybind11_headers() -> list[str]:
+    """The package's own headers, which every torch accepts beside the stable ABI; without it the copy in torch, which 2.10's refuses."""
+    try:
+        import pybind11
+    except ImportError:
+        return []
+    return [pybind11.get_include()]
 
 
 def why_no_cuda(home: Path | None) -> str | None:
@@ -96,8 +104,7 @@ def cpp_extension(name: str, files: list[str], macros: list[str], **options: lis
         f"fastqat.{name}",
         files,
         language="c++",
-        # pybind11 first: the copy of it that torch 2.10 carries refuses to be used beside the stable ABI.
-        include_dirs=[pybind11.get_include(), *include_paths(), str(ROOT / "csrc")],
+        include_dirs=[*pybind11_headers(), *include_paths(), str(ROOT / "csrc")],
         extra_compile_args={"cxx": [*CXX_FLAGS, f"-ffile-prefix-map={ROOT}=.", STABLE_ABI, *macros]},
         **options,
     )

@@ -39,28 +39,44 @@ class Contender:
         make: inputs of the case → `Work`; may build, compile and warm up, none of which is timed.
         reason: None when it can run here, else why not.
         agrees: names of results that must equal the candidate's; None for all, () where it does other work (a copy, a float step).
+        quick: part of ``--quick``; False where building it alone takes longer than that.
     """
 
     name: str
     make: Callable[[Any], Work]
     reason: Callable[[], str | None] = lambda: None
     agrees: tuple[str, ...] | None = None
+    quick: bool = True
 
 
 @dataclass(frozen=True)
 class Goal:
-    """Time (or peak bytes) of the candidate over that of `peer` must be at most `ratio`."""
+    """What must hold between the candidate and `peer`.
+
+    ``"time"``, ``"memory"``: the candidate's time or peak bytes over that of `peer` are at most `ratio`. ``"share"``: the candidate's bytes
+    per second over those of `peer`, a copy, are at least `ratio`.
+
+    Example:
+        >>> Goal("x.clone()", 0.9, "share").text, Goal("float", 1.06).text, Goal("eager LSQ", 1 / 3).text
+        ('≥ 0.9 of its bandwidth', '≤ 1.06 × its time', '≥ 3 × faster')
+    """
 
     peer: str
     ratio: float
-    measure: Literal["time", "memory"] = "time"
+    measure: Literal["time", "memory", "share"] = "time"
 
     @property
     def text(self) -> str:
         """The goal in words, to stand beside the peer's name."""
+        if self.measure == "share":
+            return f"≥ {self.ratio:g} of its bandwidth"
         if self.measure == "memory":
             return f"≤ {self.ratio:g} × its peak bytes"
         return f"≤ {self.ratio:g} × its time" if self.ratio >= 1 else f"≥ {1 / self.ratio:g} × faster"
+
+    def met(self, value: float) -> bool:
+        """Whether `value`, the ratio that was measured, satisfies the goal."""
+        return value >= self.ratio if self.measure == "share" else value <= self.ratio
 
 
 @dataclass(frozen=True)
@@ -76,6 +92,11 @@ class Case:
         flops: inputs → floating point operations; None where memory decides.
         goals: what must hold between the candidate and a peer.
         quick: part of ``--quick``.
+        seconds: time for the rounds of a full measurement; a few rounds are run whatever they take.
+        device: the kind of device that the case needs, ``"cpu"`` or ``"cuda"``; without one it is left out. On ``"cuda"`` its
+            allocator counts the bytes.
+        clock: ``"host"``, ``"stream"`` (GPU: an unbroken stream of calls) or ``"cold"`` (GPU: each call alone, with an empty L2 cache);
+            None takes the host's on a CPU and the stream's on a GPU.
         tolerance: largest relative root mean square difference between contenders that agree.
     """
 
@@ -88,6 +109,9 @@ class Case:
     flops: Callable[[Any], int] | None = None
     goals: tuple[Goal, ...] = ()
     quick: bool = True
+    seconds: float = 12.0
+    device: Literal["cpu", "cuda"] = "cpu"
+    clock: Literal["host", "stream", "cold"] | None = None
     tolerance: float = 1e-5
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from .machine import this_machine
-from .rows import Measured, Row, append_rows, rows_of
+from .rows import Amounts, Measured, Row, append_rows, rows_of
 from .run import default_out
 
 
@@ -22,17 +22,17 @@ class Collected:
     """What the benchmarks of this session measured, by case."""
 
     def __init__(self) -> None:
-        self.by_case: dict[str, tuple[Any, Any, str, dict[str, Measured], dict[str, str]]] = {}
+        self.by_case: dict[str, tuple[Any, Amounts, str, dict[str, Measured], dict[str, str]]] = {}
 
-    def of(self, case: Any, inputs: Any, size: str) -> tuple[dict[str, Measured], dict[str, str]]:
+    def of(self, case: Any, amounts: Amounts, size: str) -> tuple[dict[str, Measured], dict[str, str]]:
         """The measurements of `case` so far, and the reasons of what was not measured."""
-        return self.by_case.setdefault(case.name, (case, inputs, size, {}, {}))[3:]
+        return self.by_case.setdefault(case.name, (case, amounts, size, {}, {}))[3:]
 
     def rows(self) -> list[Row]:
         return [
             row
-            for case, inputs, size, measured, absent in self.by_case.values()
-            for row in rows_of(case, inputs, size, "pytest", measured, absent)
+            for case, amounts, size, measured, absent in self.by_case.values()
+            for row in rows_of(case, amounts, size, "pytest", measured, absent)
         ]
 
 

@@ -44,6 +44,11 @@ def this_machine() -> Machine:
     )
 
 
+def device_name(kind: str) -> str:
+    """What a case of `kind`, ``"cpu"`` or ``"cuda"``, runs on: ``"cpu"``, or the name of the GPU."""
+    return torch.cuda.get_device_name() if kind == "cuda" else kind
+
+
 def _version(package: str) -> str:
     try:
         return metadata.version(package)

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from . import gpu_timing
 from .case import Case, Contender, Size, Work
 from .memory import held_bytes, peak_bytes
-from .rows import Measured, Row, rows_of
-from .timing import interleaved
+from .rows import Measured, Row, amounts_of, rows_of
+from .timing import Clock, host, interleaved
 
-# seconds and least rounds per case
-EFFORT: dict[Size, tuple[float, int]] = {"full": (12.0, 21), "quick": (1.5, 5), "small": (0.0, 1)}
+# most seconds for the rounds of a case, and the least rounds whatever they take
+EFFORT: dict[Size, tuple[float, int]] = {"full": (60.0, 7), "quick": (1.5, 5), "small": (0.0, 1)}
+
+CLOCKS: dict[str, Clock] = {"host": host, "stream": gpu_timing.stream, "cold": gpu_timing.cold}
+
+
+def clock_of(case: Case) -> Clock:
+    """What keeps the time of `case`."""
+    return CLOCKS[case.clock or ("stream" if case.device == "cuda" else "host")]
+
+
+def effort(case: Case, size: Size) -> tuple[float, int]:
+    """Seconds for the rounds of `case` and the least number of rounds."""
+    most, least = EFFORT[size]
+    return min(most, case.seconds), least
 
 
 def prepare(case: Case, inputs: object) -> tuple[dict[str, Work], dict[str, str]]:
@@ -42,14 +57,15 @@ def _start(contender: Contender, inputs: object, works: dict[str, Work], *, may_
 
 
 def measure(case: Case, size: Size, said: Callable[[str], None] = lambda _: None) -> list[Row]:
-    """The rows of one case."""
+    """The rows of one case; a quick measurement leaves out the peers that are not quick."""
+    case = replace(case, peers=tuple(peer for peer in case.peers if peer.quick or size != "quick"))
     inputs = case.setup(size)
     said("preparing")
     works, absent = prepare(case, inputs)
     said("timing")
-    budget, least = EFFORT[size]
-    times = interleaved({name: work.call for name, work in works.items()}, budget=budget, least_rounds=least)
+    budget, least = effort(case, size)
+    times = interleaved({name: work.call for name, work in works.items()}, budget=budget, least_rounds=least, clock=clock_of(case))
     said("memory")
-    peaks = {name: peak_bytes(work.call, held_bytes(work.holds())) for name, work in works.items()}
+    peaks = {name: peak_bytes(work.call, held_bytes(work.holds()), case.device) for name, work in works.items()}
     measured = {name: Measured(times[name], peaks[name], work.moved) for name, work in works.items()}
-    return rows_of(case, inputs, size, "bench", measured, absent)
+    return rows_of(case, amounts_of(case, inputs), size, "bench", measured, absent)

@@ -1,4 +1,7 @@
-"""Peak allocator bytes of a call on the CPU, rebuilt from the profiler's allocation events. Never the resident set of the process."""
+"""Peak allocator bytes of a call: from the profiler's allocation events on a CPU, from the caching allocator on a GPU.
+
+Never the resident set of the process.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells its own life on stderr
 
+import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -17,11 +21,16 @@ def held_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(storages.values())
 
 
-def peak_bytes(call: Callable[[], object], held: int = 0) -> int:
-    """The most bytes that the allocator had handed out at any moment of ``call()``, `held` from before included.
+def peak_bytes(call: Callable[[], object], held: int = 0, device: str = "cpu") -> int:
+    """The most bytes that the allocator of `device` had handed out at any moment of ``call()``, `held` from before included.
 
     Call it once before: what stays allocated after the first time (optimizer state, cached buffers) belongs into `held`.
     """
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return held + torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = call()
     del result

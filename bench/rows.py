@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,17 +15,18 @@ from fastqat._errors import DataError
 from fastqat._files import write_atomic
 
 from .case import Case
-from .machine import Machine
+from .machine import Machine, device_name
 
 
 @dataclass(frozen=True)
 class Row:
     """One contender of one case.
 
-    `p20_ms`, `p50_ms`, `p80_ms`: time of a call. `gbps`: bytes that must move over p50. `copy_share`: gbps over that of the copy
-    measured in the same run. `gflops`: operations over p50. `peak_bytes`: most the allocator had handed out during a call, parameters,
-    gradients and optimizer included. `time_ratio`, `memory_ratio`: of the candidate over this contender, below 1 is better for
-    the candidate. `goals`: those between the candidate and this contender, each with its outcome. `absent`: why it was not measured.
+    `p20_ms`, `p50_ms`, `p80_ms`: time of a call. `gbps`: bytes that must move over p50. `copy_share`: bytes per second over those of the
+    copy measured in the same run, the median over rounds. `gflops`: operations over p50. `peak_bytes`: most the allocator had handed out
+    during a call, parameters, gradients and optimizer included. `time_ratio`, `memory_ratio`: of the candidate over this contender, below
+    1 is better for the candidate. `goals`: those between the candidate and this contender, each with its outcome. `absent`: why it was not
+    measured. `device`: what it ran on; rows from before this column are of a CPU.
     """
 
     case: str
@@ -43,6 +45,7 @@ class Row:
     memory_ratio: float | None = None
     goals: str = ""
     absent: str = ""
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,44 +57,54 @@ class Measured:
     moved: int | None = None
 
 
+class Amounts(NamedTuple):
+    """What one call of a case moves and computes: bytes, floating point operations; None where that says nothing."""
+
+    moved: int | None
+    flops: int | None
+
+
+def amounts_of(case: Case, inputs: object) -> Amounts:
+    """The amounts of `case` for `inputs`."""
+    return Amounts(case.moved(inputs) if case.moved else None, case.flops(inputs) if case.flops else None)
+
+
 COPY = "x.clone()"
 
 
-def rows_of(case: Case, inputs: object, size: str, how: str, measured: dict[str, Measured], absent: dict[str, str]) -> list[Row]:
+def rows_of(case: Case, amounts: Amounts, size: str, how: str, measured: dict[str, Measured], absent: dict[str, str]) -> list[Row]:
     """The rows of one case: measured contenders with all their numbers, absent ones with the reason."""
-    moved = case.moved(inputs) if case.moved else None
-    flops = case.flops(inputs) if case.flops else None
-    copy = measured.get(COPY)
-    copy_gbps = _rate(copy.moved, float(np.median(copy.seconds))) if copy else None
+    device = device_name(case.device)
     rows = []
     for contender in case.contenders:
         name = contender.name
-        if name not in measured:
-            rows.append(Row(case.name, name, size, how, absent=absent.get(name, "not measured")))
-            continue
-        found = measured[name]
-        p20, p50, p80 = (_short(1e3 * float(p)) for p in np.quantile(found.seconds, [0.2, 0.5, 0.8]))
-        gbps = _rate(found.moved or moved, p50 / 1e3)
-        time_ratio, memory_ratio = _ratios(measured.get(case.candidate.name), found)
-        row = Row(
-            case.name,
-            name,
-            size,
-            how,
-            rounds=len(found.seconds),
-            p20_ms=p20,
-            p50_ms=p50,
-            p80_ms=p80,
-            gbps=gbps,
-            copy_share=_short(gbps / copy_gbps) if gbps and copy_gbps else None,
-            gflops=_rate(flops, p50 / 1e3),
-            peak_bytes=found.peak_bytes,
-            time_ratio=time_ratio,
-            memory_ratio=memory_ratio,
-            goals=goals_text(case, name, time_ratio, memory_ratio),
-        )
-        rows.append(row)
+        if name in measured:
+            rows.append(Row(case.name, name, size, how, device=device, **_numbers(case, name, amounts, measured)))
+        else:
+            rows.append(Row(case.name, name, size, how, absent=absent.get(name, "not measured"), device=device))
     return rows
+
+
+def _numbers(case: Case, name: str, amounts: Amounts, measured: dict[str, Measured]) -> dict[str, Any]:
+    """The columns of a contender that was measured."""
+    found, ours, copy = measured[name], measured.get(case.candidate.name), measured.get(COPY)
+    p20, p50, p80 = (_short(1e3 * float(p)) for p in np.quantile(found.seconds, [0.2, 0.5, 0.8]))
+    other = ours is not None and ours is not found
+    ratios = {"time": _time_ratio(ours, found) if other else None, "memory": _memory_ratio(ours, found) if other else None}
+    ratios["share"] = _share(ours, copy, amounts.moved) if other and found is copy else None
+    return {
+        "rounds": len(found.seconds),
+        "p20_ms": p20,
+        "p50_ms": p50,
+        "p80_ms": p80,
+        "gbps": _rate(found.moved or amounts.moved, p50 / 1e3),
+        "copy_share": _share(found, copy, amounts.moved),
+        "gflops": _rate(amounts.flops, p50 / 1e3),
+        "peak_bytes": found.peak_bytes,
+        "time_ratio": ratios["time"],
+        "memory_ratio": ratios["memory"],
+        "goals": _goals_text(case, name, ratios),
+    }
 
 
 def _rate(amount: int | None, seconds: float) -> float | None:
@@ -103,23 +116,31 @@ def _short(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _ratios(ours: Measured | None, other: Measured) -> tuple[float | None, float | None]:
-    """Candidate over `other`: time as the median over rounds of the same round's ratio, and peak bytes."""
-    if ours is None or ours is other:
-        return None, None
+def _time_ratio(ours: Measured, other: Measured) -> float:
+    """Time of `ours` over that of `other`: the median over rounds of the same round's ratio."""
     same = len(ours.seconds) == len(other.seconds)
-    time = np.median(ours.seconds / other.seconds) if same else np.median(ours.seconds) / np.median(other.seconds)
-    memory = ours.peak_bytes / other.peak_bytes if ours.peak_bytes and other.peak_bytes else None
-    return _short(float(time)), None if memory is None else _short(memory)
+    return _short(float(np.median(ours.seconds / other.seconds) if same else np.median(ours.seconds) / np.median(other.seconds)))
 
 
-def goals_text(case: Case, contender: str, time_ratio: float | None, memory_ratio: float | None) -> str:
-    """Goals against `contender`, each followed by ``met`` or ``MISSED``."""
+def _memory_ratio(ours: Measured, other: Measured) -> float | None:
+    return _short(ours.peak_bytes / other.peak_bytes) if ours.peak_bytes and other.peak_bytes else None
+
+
+def _share(found: Measured, copy: Measured | None, moved: int | None) -> float | None:
+    """Bytes per second of `found`, which moves `moved` unless it knows better, over those of the copy."""
+    moved = found.moved or moved
+    if copy is None or copy.moved is None or moved is None:
+        return None
+    return _short(moved / copy.moved / _time_ratio(found, copy))
+
+
+def _goals_text(case: Case, contender: str, measured: Mapping[str, float | None]) -> str:
+    """Goals against `contender`, each followed by ``met`` or ``MISSED``; `measured`: kind of goal → what was measured."""
     told = []
     for goal in case.goals:
-        ratio = time_ratio if goal.measure == "time" else memory_ratio
-        if goal.peer == contender and ratio is not None:
-            told.append(f"{goal.text}: {'met' if ratio <= goal.ratio else 'MISSED'}")
+        value = measured[goal.measure]
+        if goal.peer == contender and value is not None:
+            told.append(f"{goal.text}: {'met' if goal.met(value) else 'MISSED'}")
     return "; ".join(told)
 
 
@@ -127,19 +148,19 @@ def append_rows(path: Path, rows: Sequence[Row], machine: Machine) -> None:
     """Add `rows`, each with the facts of `machine`, to the CSV file `path`; the old content stays, the file is never half-written.
 
     Raises:
-        DataError: `path` is a CSV file with other columns.
+        DataError: `path` is a CSV file with other columns; a file from before the newest columns is accepted and gets them, empty.
         OSError: the disk is full or the folder cannot be written.
     """
     columns = [field.name for field in (*fields(Machine), *fields(Row))]
-    old = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if old and old.splitlines()[0].split(",") != columns:
+    old = read_rows([path]) if path.is_file() else []
+    if old and list(old[0]) != columns[: len(old[0])]:
         raise DataError(f"{path} has other columns than this version writes; choose another file with --out or move it away")
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    if not old:
-        writer.writeheader()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(old)
     writer.writerows({**asdict(machine), **asdict(row)} for row in rows)
-    write_atomic(path, old + text.getvalue())
+    write_atomic(path, text.getvalue())
 
 
 def read_rows(paths: Iterable[Path]) -> list[dict[str, str]]:

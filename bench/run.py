@@ -16,7 +16,7 @@ from fastqat._errors import InputError
 from .case import Case, Size
 from .machine import Machine, this_machine
 from .measure import measure
-from .registry import chosen
+from .registry import chosen, left_out
 from .rows import Row, append_rows
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -55,6 +55,8 @@ def main(quick: bool = False, filter: str | None = None, out: Path | None = None
         rows += _one(case, "quick" if quick else "full", console)
         if target is not None:
             append_rows(target, [row for row in rows if row.case == case.name], machine)
+    if skipped := left_out(filter):
+        console.print(f"skipped, since torch sees no CUDA device: {', '.join(skipped)}", style="dim", highlight=False)
     if target is not None:
         console.print(f"rows added to {target}", highlight=False)
     return rows

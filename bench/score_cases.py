@@ -94,6 +94,7 @@ CASES = (
         (Contender("x.clone()", _copy, agrees=()), Contender("eager formulas", _eager_scores)),
         moved=lambda inputs: inputs.student.nbytes + inputs.teacher.nbytes,
         goals=(Goal("eager formulas", 1 / 5),),
+        seconds=8,
         tolerance=1e-4,
     ),
     Case(
@@ -103,5 +104,6 @@ CASES = (
         Contender("fastqat", _scoring_pass),
         (Contender("forward loop", _forward_loop, agrees=()),),
         goals=(Goal("forward loop", 1.05),),
+        seconds=8,
     ),
 )

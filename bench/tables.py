@@ -13,9 +13,11 @@ from statistics import mean, stdev
 
 from fastqat._files import write_atomic
 
+from .registry import CASES
+from .speed_tables import Row, speed_tables
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-Row = dict[str, str]
 
 
 def read(name: str) -> list[Row]:
@@ -23,31 +25,10 @@ def read(name: str) -> list[Row]:
         return list(csv.DictReader(handle))
 
 
-def latest(rows: list[Row]) -> list[Row]:
-    """The newest full measurement of every case, in the order measured."""
-    full = [row for row in rows if row["size"] == "full" and row["how"] == "bench"]
-    newest = {row["case"]: row["time"] for row in sorted(full, key=lambda row: row["time"])}
-    return [row for row in full if row["time"] == newest[row["case"]]]
-
-
-def speed_table(rows: list[Row]) -> str:
-    """One line per case and contender that was measured."""
-    rows = [row for row in latest(rows) if row["p50_ms"]]
-    machine = rows[0]
-    lines = [
-        f"Median of one run on {machine['cpu']} ({machine['cpu_level']}), {machine['threads']} threads, torch {machine['torch']}; "
-        "`fastqat bench` measures the same on yours. The last two columns say what fastqat needs in proportion: below 1 it is ahead.",
-        "",
-        "| case | contender | ms | fastqat: time | fastqat: peak memory |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        ours = row["contender"] == "fastqat"
-        ratio = f"{float(row['time_ratio']):.3g} × " if row["time_ratio"] else ""
-        memory = f"{float(row['memory_ratio']):.2f} × " if row["memory_ratio"] else ""
-        name = "**fastqat**" if ours else row["contender"]
-        lines.append(f"| {row['case']} | {name} | {float(row['p50_ms']):.3g} | {ratio}| {memory}|")
-    return "\n".join(lines)
+def speed_rows() -> list[Row]:
+    """The rows of the cases that there are; those of cases that were given up stay in the file."""
+    names = {case.name for case in CASES}
+    return [row for row in read("bench.csv") if row["case"] in names]
 
 
 def cell(values: list[float]) -> str:
@@ -89,7 +70,7 @@ def put(text: str, name: str, table: str) -> str:
 
 def main() -> None:
     readme = ROOT / "README.md"
-    text = put(readme.read_text(), "speed", speed_table(read("bench.csv")))
+    text = put(readme.read_text(), "speed", speed_tables(speed_rows()))
     write_atomic(readme, put(text, "accuracy", accuracy_table(read("accuracy.csv"))))
 
 

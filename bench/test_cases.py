@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from .agreement import disagreements
 from .case import Case, Contender, Size
-from .measure import EFFORT
+from .measure import effort
 from .memory import held_bytes, peak_bytes
-from .registry import CASES
-from .rows import Measured
+from .registry import chosen
+from .rows import Measured, amounts_of
 
-PAIRS = [pytest.param(case, contender, id=f"{case.name}-{contender.name}") for case in CASES for contender in case.contenders]
+PAIRS = [pytest.param(case, contender, id=f"{case.name}-{contender.name}") for case in chosen() for contender in case.contenders]
 
 
 @functools.lru_cache(maxsize=1)
 def inputs_of(name: str, size: Size) -> Any:
     """The inputs of the case in progress; the last one's are freed."""
-    return next(case for case in CASES if case.name == name).setup(size)
+    return next(case for case in chosen() if case.name == name).setup(size)
 
 
 def _skip_if_absent(contender: Contender) -> None:
@@ -44,19 +46,30 @@ def test_speed(case: Case, contender: Contender, benchmark: Any, collected: Any,
     if size == "quick" and not case.quick:
         pytest.skip("not part of the quick cases; run with --bench-full")
     inputs = inputs_of(case.name, size)
-    measured, absent = collected.of(case, inputs, size)
+    measured, absent = collected.of(case, amounts_of(case, inputs), size)
     reason = contender.reason()
     if reason is not None:
         absent[contender.name] = reason
         pytest.skip(reason)
     work = contender.make(inputs)
-    work.call()
+    call = _finished(work.call) if case.device == "cuda" else work.call
+    call()
     benchmark.group = case.name
-    budget, least = EFFORT[size]
-    benchmark.pedantic(work.call, rounds=_rounds(work.call, budget / len(case.contenders), least), warmup_rounds=1)
-    seconds, peak = np.array(benchmark.stats.stats.data), peak_bytes(work.call, held_bytes(work.holds()))
+    budget, least = effort(case, size)
+    benchmark.pedantic(call, rounds=_rounds(call, budget / len(case.contenders), least), warmup_rounds=1)
+    seconds, peak = np.array(benchmark.stats.stats.data), peak_bytes(work.call, held_bytes(work.holds()), case.device)
     measured[contender.name] = Measured(seconds, peak, work.moved)
     assert measured[contender.name].seconds.min() > 0
+
+
+def _finished(call: Callable[[], Any]) -> Callable[[], None]:
+    """`call`, and then the GPU is waited for: the clock of pytest-benchmark is the host's."""
+
+    def both() -> None:
+        call()
+        torch.cuda.synchronize()
+
+    return both
 
 
 def _rounds(call: Any, budget: float, least: int) -> int:

@@ -20,6 +20,12 @@ STABLE_TORCH_LIBRARY(fastqat_native, m) {
   m.def(
       "quantize_codes(Tensor x, Tensor scale, Tensor? zero_point, Tensor(a!) codes, int blocks, int outer, int channels, int inner, "
       "int qmin, int qmax, bool reciprocal) -> ()");
+  // Many tensors at once: lists with one entry per tensor; `numbers` has seven each, one tensor after the other: blocks, outer, channels,
+  // inner, qmin, qmax, reciprocal (0 or 1). Sums that are not wanted are None.
+  m.def("fake_quant_all(Tensor[] xs, Tensor[] scales, Tensor?[] zero_points, Tensor(a!)[] x_hats, int[] numbers) -> ()");
+  m.def(
+      "fake_quant_all_backward(Tensor[] xs, Tensor[] scales, Tensor?[] zero_points, Tensor[] grad_ys, Tensor(a!)[] grad_xs, "
+      "Tensor(b!)?[] grad_scales, Tensor(c!)?[] grad_zero_points, int[] numbers, float[] grad_factors) -> ()");
   m.def(
       "logit_scores(Tensor logits, Tensor? targets, Tensor? teacher, Tensor(a!)? loss, Tensor(b!)? evs, Tensor(c!)? correct, "
       "Tensor(d!) entropy, Tensor(e!) confidence, Tensor(f!) margin, Tensor(g!)? ds, Tensor(h!)? res, Tensor(i!)? kd, "

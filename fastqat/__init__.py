@@ -5,6 +5,7 @@ from ._backend import backends, use_backend
 from ._errors import BackendError, CalibrationError, CheckpointError, DataError, FastqatError, InputError
 from .nn import QConfig, QuantSpec, calibrate, param_groups, quantize, summary
 from .ops.fake_quant.api import fake_quantize, quantize_codes
+from .ops.fake_quant_all.api import fake_quantize_all
 from .ops.logit_scores.api import LogitScores, logit_scores
 
 __version__ = "0.1.0"
@@ -21,6 +22,7 @@ __all__ = [
     "backends",
     "calibrate",
     "fake_quantize",
+    "fake_quantize_all",
     "logit_scores",
     "methods",
     "nn",

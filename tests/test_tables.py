@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from fastqat._bench import tables
+from fastqat._bench.speed_tables import speed_tables
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_readme_shows_the_rows_that_are_kept() -> None:
     text = (ROOT / "README.md").read_text()
-    assert tables.put(text, "speed", tables.speed_table(tables.read("bench.csv"))) == text
+    assert tables.put(text, "speed", speed_tables(tables.speed_rows())) == text
     assert tables.put(text, "accuracy", tables.accuracy_table(tables.read("accuracy.csv"))) == text
 
 
@@ -25,12 +26,58 @@ def test_accuracy_table_pairs_by_seed() -> None:
     assert line == "| d | m | 90.0 ± 0.0 | W2A32 | ce | 85.0 ± 7.1 | 65.0 ± 7.1 | 70.5 ± 6.4 | +5.5 ± 0.7 | 2 |"
 
 
-def test_speed_table_takes_the_newest_full_measurement_of_a_case() -> None:
-    common = {"cpu": "c", "cpu_level": "l", "threads": "2", "torch": "t", "how": "bench", "memory_ratio": ""}
-    old = {**common, "case": "a", "contender": "fastqat", "p50_ms": "9", "time_ratio": "", "size": "full", "time": "2020"}
-    new = [{**old, "p50_ms": "2", "time": "2021"}, {**old, "contender": "peer", "p50_ms": "4", "time_ratio": "0.5", "time": "2021"}]
-    lines = tables.speed_table([old, *new, {**old, "time": "2022", "size": "quick"}]).splitlines()
-    assert lines[-2:] == ["| a | **fastqat** | 2 | | |", "| a | peer | 4 | 0.5 × | |"]
+COMMON = {"cpu": "c", "cpu_level": "l", "threads": "2", "torch": "t", "how": "bench", "size": "full", "time": "2021", "device": ""}
+NUMBERS = dict.fromkeys(("memory_ratio", "time_ratio", "copy_share", "goals", "absent"), "")
+
+
+def row(case: str, contender: str, p50_ms: str = "", **numbers: str) -> dict[str, str]:
+    """A row of results."""
+    return {**COMMON, **NUMBERS, "case": case, "contender": contender, "p50_ms": p50_ms, **numbers}
+
+
+def test_speed_tables_take_the_newest_full_measurement_of_a_case() -> None:
+    old = row("a/b", "fastqat", "9", time="2020")
+    new = [row("a/b", "fastqat", "2"), row("a/b", "peer", "4", time_ratio="0.5")]
+    lines = speed_tables([old, *new, {**old, "time": "2022", "size": "quick"}]).splitlines()
+    assert lines[0] == "Medians of one run on c (l), 2 threads, torch t. `fastqat bench` measures the same on yours."
+    assert lines[-2:] == ["| a/b | **fastqat** | 2 | | |", "| a/b | peer | 4 | 0.5 × | |"]
+
+
+def test_share_table_has_a_column_per_size_and_says_what_was_missed() -> None:
+    rows = []
+    for case, share, verdict in (("bf16-1M", "0.25", "MISSED"), ("fp32-64M", "0.95", "met"), ("fp32-1M", "0.8", "met")):
+        rows += [row(f"forward/tensor-{case}", "fastqat", "2", copy_share=share)]
+        rows += [row(f"forward/tensor-{case}", "x.clone()", "4", time_ratio="0.5", goals=f"≥ 0.3 of its bandwidth: {verdict}")]
+    text = speed_tables(rows)
+    assert "Goals: fp32 1M ≥ 0.3; fp32 64M ≥ 0.3; bf16 1M ≥ 0.3." in text
+    assert "| fake_quantize | fp32 1M | fp32 64M | bf16 1M |\n|---|---|---|---|\n| forward, tensor | 0.80 | 0.95 | 0.25 (missed) |" in text
+    assert text.splitlines()[-1] == "- forward/tensor-bf16-1M, x.clone(): goal ≥ 0.3 of its bandwidth, measured 0.25"
+
+
+def test_peer_table_shows_multiples_and_who_is_ahead() -> None:
+    rows = [row("lsq/tensor-4k", "fastqat", "0.5"), row("lsq/tensor-4k", "slow", "5", time_ratio="0.1")]
+    rows += [
+        row("lsq/tensor-4k", "fast", "0.25", time_ratio="2", goals="≤ 1 × its time: MISSED"),
+        row("lsq/tensor-4k", "none", absent="gone"),
+    ]
+    text = speed_tables(rows)
+    lines = ["| LSQ | tensor 4k |", "|---|---|", "| fastqat | 0.5 ms |", "| slow | 10 × |", "| fast | **0.5 ×** |", "| none | – |"]
+    assert "\n".join(lines) in text
+    assert "Not measured: none: gone (lsq/tensor-4k)." in text
+    assert text.endswith("- lsq/tensor-4k, fast: goal ≤ 1 × its time, measured 2")
+
+
+def test_step_table_is_in_proportion_to_the_float_step() -> None:
+    ours, base = row("step/net", "fastqat", "110"), row("step/net", "float", "100", time_ratio="1.1", memory_ratio="1.05")
+    lines = speed_tables([ours, base, row("step/net", "eager", "220", time_ratio="0.5", memory_ratio="0.7")]).splitlines()
+    assert lines[-3:] == ["| float | 100 ms |", "| fastqat | 1.10 × (1.05) |", "| eager | 2.20 × (1.50) |"]
+
+
+def test_rows_of_a_gpu_have_tables_of_their_own() -> None:
+    rows = [row("lsq/tensor-4k", "fastqat", "0.5"), row("gpu/lsq/tensor-fp32-16M", "fastqat", "0.1", device="a GPU")]
+    text = speed_tables(rows)
+    assert "2 threads, torch t; a GPU, torch t." in text
+    assert "| LSQ | tensor 4k |" in text and "| LSQ | tensor fp32 16M |" in text
 
 
 def test_missing_section_is_an_error() -> None:

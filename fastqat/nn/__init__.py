@@ -8,6 +8,7 @@ from .convert import quantize
 from .fake_quantize import FakeQuantize
 from .linear import QuantLinear
 from .param_groups import param_groups
+from .shared import share_weight_quant
 from .summary import Summary, summary
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "calibrate",
     "param_groups",
     "quantize",
+    "share_weight_quant",
     "summary",
 ]

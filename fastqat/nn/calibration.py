@@ -109,7 +109,7 @@ def _observing(model: nn.Module, quantizers: list[Quantizer]) -> Iterator[None]:
     """Eval mode, no gradients, nothing compiled, the quantizers collecting; all of it as before afterwards."""
     try:
         for quantizer in quantizers:
-            quantizer.stats = RangeStats(quantizer.axis)
+            quantizer.stats = quantizer.new_stats()
         with evaluation_mode(model), _eager():
             yield
     finally:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from .._errors import InputError
 from ..quantizers import QuantSpec
 
-_SHORT = re.compile(r"w(?P<weight>\d+)a(?P<activation>\d+)(:(?P<granularity>tensor|channel))?", re.IGNORECASE)
+_SHORT = re.compile(r"w(?P<weight>\d+)a(?P<activation>\d+)(:(?P<granularity>tensor|channel|group(?P<size>\d+)))?", re.IGNORECASE)
 _FLOAT_BITS = 32
 
 
@@ -50,7 +50,7 @@ class QConfig:
 
     @classmethod
     def parse(cls, text: str) -> QConfig:
-        """The configuration that a short string names: ``w<bits>a<bits>``, 32 for float, then ``:channel`` for per-channel weights.
+        """The configuration that a short string names: ``w<bits>a<bits>``, 32 for float, then ``:channel`` or ``:group<n>`` for weights.
 
         Weights are signed, activations ``signed="auto"``; both LSQ, activations per tensor.
 
@@ -63,12 +63,15 @@ class QConfig:
             True
             >>> fq.QConfig.parse("w4a8:channel").weight.granularity
             'channel'
+            >>> fq.QConfig.parse("w4a32:group64").weight.granularity
+            ('group', 64)
         """
         match = _SHORT.fullmatch(text.strip())
         if match is None:
-            raise InputError(f"quantization {text!r}; accepted: 'w4a4', 'w2a32' (32 is float), 'w4a4:channel', or a QConfig")
+            raise InputError(f"quantization {text!r}; accepted: 'w4a4', 'w2a32' (32: float), 'w4a4:channel', 'w4a4:group64', or a QConfig")
         weight_bits, activation_bits = int(match["weight"]), int(match["activation"])
-        granularity = (match["granularity"] or "tensor").lower()
+        size = match["size"]
+        granularity = (match["granularity"] or "tensor").lower() if size is None else ("group", int(size))
         weight = None if weight_bits == _FLOAT_BITS else QuantSpec(weight_bits, granularity=granularity)
         activation = None if activation_bits == _FLOAT_BITS else QuantSpec(activation_bits, signed="auto")
         return cls(weight, activation)

@@ -31,11 +31,11 @@ class _QuantConv(QuantLayer):
         single = x.dim() == self.weight.dim() - 1
         if single:
             x = x.unsqueeze(0)  # before the quantizer sees it: its channel axis and gradient factor count from the batch dimension
-        x_quant, w_quant = self.quant_args(x)
+        x, weight, x_quant, w_quant = self.operands(x)
         x, padding = self._pad(x)
         y = quant_conv(
             x,
-            self.weight,
+            weight,
             self.bias,
             stride=self.stride,
             padding=padding,
@@ -70,7 +70,7 @@ class QuantConv2d(_QuantConv, nn.Conv2d):
 
     Args:
         *args, **kwargs: those of `torch.nn.Conv2d`; every padding and padding mode.
-        weight: QuantSpec of the weight, or None for float; per channel means per output channel.
+        weight: QuantSpec of the weight, or None for float; per channel means per output channel, per group along the input channels.
         activation: QuantSpec of the input, or None for float; per channel means per input channel.
 
     Shape: x [N, C, H, W] (or [C, H, W]) → [N, O, H', W']. Computes in the dtype of x, under autocast in autocast's. Keeps only x and

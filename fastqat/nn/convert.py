@@ -58,7 +58,8 @@ def quantize(
 
     Args:
         model: any module; its parameters are kept as they are.
-        config: ``"w4a4"``, ``"w2a32"`` (float activations), ``"w4a4:channel"`` (per-channel weights), or a QConfig.
+        config: ``"w4a4"``, ``"w2a32"`` (float activations), ``"w4a4:channel"`` or ``"w4a4:group64"`` (a scale per output channel, or
+            per 64 inputs of each), or a QConfig.
         skip: ``"first"`` and/or ``"last"``: the first and last quantizable layer in the order of ``model.named_modules()``.
         filter_fn: ``(name, layer) -> bool``; False leaves the layer float.
         inplace: change `model` itself; a layer that is used in several places stays one layer.
@@ -67,8 +68,9 @@ def quantize(
         The quantized model, in the mode (train or eval) that it was in.
 
     Raises:
-        InputError (a ValueError): no layer can be quantized; an override matches no layer; a weight is empty, NaN or infinite (the
-            message names the layer); the model cannot be copied; or an argument has another form. The model is then unchanged.
+        InputError (a ValueError): no layer can be quantized; an override matches no layer; a weight is empty, NaN or infinite, or its
+            inputs cannot be cut into groups (the message names the layer); the model cannot be copied; or an argument has another
+            form. The model is then unchanged.
 
     Example:
         >>> import torch, fastqat as fq

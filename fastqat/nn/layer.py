@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..ops.quant_layer.api import QuantArgs
 from ..quantizers import Quantizer, QuantSpec, make_quantizer
+from .weights import quantize_alone
 
 
 class Quantizers(NamedTuple):
@@ -30,6 +31,8 @@ class QuantLayer(nn.Module):
     weight: Tensor
     weight_quantizer: Quantizer | None
     activation_quantizer: Quantizer | None
+    shares_weight_quant = False  # set by `share_weight_quant`
+    w_hat: Tensor | None = None  # the quantized weight while a forward of the model that shares is running
 
     def __init__(self, *args: Any, weight: QuantSpec | None = None, activation: QuantSpec | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -40,18 +43,19 @@ class QuantLayer(nn.Module):
         """Quantizers for `layer`, a plain torch layer too, on its device and in its mode; the weight's is initialised.
 
         Raises:
-            InputError (a ValueError): the weight is empty or not finite; the message has `name`.
+            InputError (a ValueError): the weight is empty or not finite, or its groups do not fit; the message has `name`.
         """
         values: Tensor = layer.weight  # type: ignore[assignment]
         quantizers = Quantizers(
-            None if weight is None else make_quantizer(weight, "weight", channels=values.shape[0], axis=0),
+            None if weight is None else make_quantizer(weight, "weight", shape=values.shape, layer=name),
             None
             if activation is None
-            else make_quantizer(activation, "activation", channels=getattr(layer, cls.channels_attribute), axis=cls.activation_axis),
+            else make_quantizer(
+                activation, "activation", channels=getattr(layer, cls.channels_attribute), axis=cls.activation_axis, layer=name
+            ),
         )
         for quantizer in quantizers:
             if quantizer is not None:
-                quantizer.layer = name
                 quantizer.to(values.device).train(layer.training)
         if quantizers.weight is not None:
             quantizers.weight.initialise_from(values)
@@ -64,16 +68,23 @@ class QuantLayer(nn.Module):
         for role, quantizer in quantizers._asdict().items():
             setattr(layer, f"{role}_quantizer", quantizer)
 
-    def quant_args(self, x: Tensor) -> tuple[QuantArgs | None, QuantArgs | None]:
-        """What the op needs for x and for the weight; None for what stays float."""
-        x_quant = None if self.activation_quantizer is None else self.activation_quantizer.args(x)
-        w_quant = None if self.weight_quantizer is None else self.weight_quantizer.args(self.weight)
-        return x_quant, w_quant
+    def operands(self, x: Tensor) -> tuple[Tensor, Tensor, QuantArgs | None, QuantArgs | None]:
+        """x and the weight as the op reads them, and how it quantizes each; None for what stays float or is quantized already."""
+        x, x_quant = (x, None) if self.activation_quantizer is None else self.activation_quantizer.operand(x)
+        quantizer = self.weight_quantizer
+        if quantizer is None:
+            return x, self.weight, x_quant, None
+        if self.shares_weight_quant:
+            return x, quantize_alone(quantizer, self.weight) if self.w_hat is None else self.w_hat, x_quant, None
+        weight, w_quant = quantizer.operand(self.weight)
+        return x, weight, x_quant, w_quant
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         quantizer = self.weight_quantizer
-        if quantizer is not None and prefix + "weight" in state_dict and prefix + "weight_quantizer.scale" not in state_dict:
+        if quantizer is None or prefix + "weight" not in state_dict:
+            return
+        if f"{prefix}weight_quantizer.{quantizer.state_key}" not in state_dict:
             quantizer.layer = quantizer.layer or prefix.rstrip(".")
             quantizer.initialise_from(self.weight)
 

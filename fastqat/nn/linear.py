@@ -13,7 +13,7 @@ class QuantLinear(QuantLayer, nn.Linear):
 
     Args:
         *args, **kwargs: those of `torch.nn.Linear`.
-        weight: QuantSpec of the weight, or None for float; per channel means per output feature.
+        weight: QuantSpec of the weight, or None for float; per channel means per output feature, per group along the input features.
         activation: QuantSpec of the input, or None for float; per channel means per input feature.
 
     Shape: x [N, ..., I] → [N, ..., O]; dimension 0 is the batch (a one-dimensional x is one sample). Computes in the dtype of x,
@@ -37,6 +37,6 @@ class QuantLinear(QuantLayer, nn.Linear):
         single = x.dim() == 1
         if single:
             x = x.unsqueeze(0)
-        x_quant, w_quant = self.quant_args(x)
-        y = quant_linear(x, self.weight, self.bias, x_quant=x_quant, w_quant=w_quant)
+        x, weight, x_quant, w_quant = self.operands(x)
+        y = quant_linear(x, weight, self.bias, x_quant=x_quant, w_quant=w_quant)
         return y.squeeze(0) if single else y

@@ -17,6 +17,8 @@ def param_groups(model: nn.Module, lr: float, scale_lr: float | None = None, wei
     """Groups for any torch optimizer: weights with decay; norms, biases and other vectors without; scales without and with their own rate.
 
     Every parameter is in exactly one group, one that several layers share too (a scale stays a scale). Empty groups are left out.
+    Clipping values of ``"pact"`` are learned against an L2 penalty as strong as that of the weights (Choi et al., 2018): they
+    have the weights' decay and the scales' rate.
 
     Args:
         model: any module, quantized or not.
@@ -25,7 +27,8 @@ def param_groups(model: nn.Module, lr: float, scale_lr: float | None = None, wei
         weight_decay: of the weights.
 
     Returns:
-        Dicts with ``params``, ``lr``, ``weight_decay`` and ``name`` (``"weights"``, ``"no_decay"``, ``"scales"``).
+        Dicts with ``params``, ``lr``, ``weight_decay`` and ``name`` (``"weights"``, ``"no_decay"``, ``"scales"``,
+        ``"clips"``).
 
     Raises:
         InputError (a ValueError): a rate or the decay is negative.
@@ -42,7 +45,8 @@ def param_groups(model: nn.Module, lr: float, scale_lr: float | None = None, wei
         if value < 0:
             raise InputError(f"{name} is {value}; accepted: 0 or more")
     params = list(model.parameters())
-    scales = {id(p) for m in model.modules() if isinstance(m, Quantizer) for p in m.parameters()}
+    ranges = [(p, name in m.decayed) for m in model.modules() if isinstance(m, Quantizer) for name, p in m.named_parameters()]
+    scales, clips = ({id(p) for p, decayed in ranges if decayed is clip} for clip in (False, True))
     plain = {
         id(p)
         for m in model.modules()
@@ -50,8 +54,9 @@ def param_groups(model: nn.Module, lr: float, scale_lr: float | None = None, wei
         if isinstance(m, NORMS) or "bias" in name or p.dim() <= 1
     }
     groups = (
-        {"name": "weights", "params": [p for p in params if id(p) not in scales | plain], "lr": lr, "weight_decay": weight_decay},
-        {"name": "no_decay", "params": [p for p in params if id(p) in plain - scales], "lr": lr, "weight_decay": 0.0},
+        {"name": "weights", "params": [p for p in params if id(p) not in scales | clips | plain], "lr": lr, "weight_decay": weight_decay},
+        {"name": "no_decay", "params": [p for p in params if id(p) in plain - scales - clips], "lr": lr, "weight_decay": 0.0},
         {"name": "scales", "params": [p for p in params if id(p) in scales], "lr": scale_lr, "weight_decay": 0.0},
+        {"name": "clips", "params": [p for p in params if id(p) in clips], "lr": scale_lr, "weight_decay": weight_decay},
     )
     return [group for group in groups if group["params"]]

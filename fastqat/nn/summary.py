@@ -90,11 +90,11 @@ def _describe(quantizer: Quantizer | None) -> str:
         return "float"
     spec = quantizer.spec
     if not quantizer.calibrated:
-        return f"{spec.bits} bit {spec.quantizer} per {spec.granularity}, not calibrated"
+        return f"{spec.bits} bit {spec.quantizer} per {spec.per}, not calibrated"
     sign = "signed" if quantizer.signed else "unsigned"
     scale = quantizer.scale.detach().float()
     zero = 0 if quantizer.zero_point is None else quantizer.zero_point
     qmin, qmax = quantizer.qrange()
     low, high = float(((qmin - zero) * scale).min()), float(((qmax - zero) * scale).max())
     steps = f"{float(scale.min()):.3g}" if scale.numel() == 1 else f"{float(scale.min()):.3g}..{float(scale.max()):.3g}"
-    return f"{spec.bits} bit {sign} {spec.quantizer} per {spec.granularity}, scale {steps}, range [{low:.3g}, {high:.3g}]"
+    return f"{spec.bits} bit {sign} {spec.quantizer} per {spec.per}, scale {steps}, range [{low:.3g}, {high:.3g}]"

@@ -68,12 +68,14 @@ def _every_dim(x: Tensor) -> list[int]:
 
 def by_storage(x: Tensor, scale: Tensor) -> Tensor:
     """A value per group, shaped like `x` with a shorter axis, as contiguous memory in the storage order of `x`: what a `View` counts."""
-    return scale.permute(_every_dim(x)).contiguous() if scale.dim() == x.dim() else scale.contiguous()
+    if scale.dim() != x.dim() or x.is_contiguous():
+        return scale.contiguous()
+    return scale.permute(_every_dim(x)).contiguous()
 
 
 def from_storage(x: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
     """The inverse of `by_storage`: `values` in the storage order of `x`, returned contiguous with `shape`."""
-    if len(shape) != x.dim():
+    if len(shape) != x.dim() or x.is_contiguous():
         return values.view(shape)
     order = _every_dim(x)
     inverse = sorted(range(len(order)), key=order.__getitem__)

@@ -20,3 +20,8 @@ def define_op(schema: str, implementation: Callable[..., Any], fake: Callable[..
     _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastqat::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.fastqat, name).default
+
+
+def define_vmap(operator: Any, rule: Callable[..., Any]) -> None:
+    """Register the ``torch.func.vmap`` of `operator`: ``rule(info, in_dims, *args)`` returns the outputs and their batch dimensions."""
+    torch.library.register_vmap(operator, rule, lib=_LIBRARY)

@@ -12,50 +12,76 @@ from torch import Tensor, nn
 from .._errors import CalibrationError, InputError
 from ..ops.fake_quant.api import fake_quantize
 from ..ops.quant_layer.api import QuantArgs
+from .layout import ScaleLayout, where
+from .ranges import INITS, SAMPLING_INITS, CodeRange
 from .spec import QuantSpec
 from .stats import RangeStats
 
-SCALE_FLOOR = 2.0**-23
-"""No quantizer uses a scale below this: the epsilon of fp32, as torch's own observers."""
+
+def per_scale_share(x: Tensor, scale: Tensor) -> float:
+    """1/√N with N the elements of x that share one scale, batch included: what ``grad_factor="per_scale"`` still lacks."""
+    return 1 / math.sqrt(max(x.numel() // scale.numel(), 1))
+
+
+def scaled_gradient(values: Tensor, factor: float) -> Tensor:
+    """The same bits as `values`, with its gradient times `factor`; as tensor maths, so that a compiled graph serves every batch size."""
+    if not values.requires_grad or not torch.is_grad_enabled():
+        return values
+    return values.detach() + (values - values.detach()) * factor
 
 
 class Quantizer(nn.Module):
     """Base of the quantizers: holds what one tensor needs and hands it to the ops as `QuantArgs`.
 
-    A subclass sets `scale` ([1] or [channels], fp32) and `zero_point` (like scale, or None) in its ``__init__`` and writes
-    `set_range` (first scale from statistics) and, where the range moves while training, `current`.
-    The flags `calibrated` and `signed` are Python values (no host sync in the forward pass) and part of the state_dict.
+    A subclass sets `scale` (fp32, of the shape `size`) and `zero_point` (like scale, or None) in its ``__init__`` and writes
+    `set_range` (first scale from statistics), where the range moves while training `current`, and where the values change on their way
+    to the grid `transform`. The flags `calibrated` and `signed` are Python values (no host sync in the forward pass) and part of the
+    state_dict.
 
     Attributes:
         spec: the QuantSpec.
         role: ``"weight"`` or ``"activation"``.
+        layout: which elements share a scale; `size` is the shape of the scale.
         layer: name of the layer in the model, for messages; set by `fastqat.quantize` and `fastqat.calibrate`.
         calibrated: the range is known.
         signed: the codes have a sign; with ``signed="auto"`` decided when the range is initialised.
         stats: a `RangeStats` while the range is observed (`fastqat.calibrate`), else None.
+
+    What a subclass says of itself:
+        inits: the initialisations that it knows, its default first.
+        granularities: those that it serves.
+        has_zero_point: knows ``symmetric=False``.
+        state_key: the entry of its state that no checkpoint of it lacks; positive and finite.
+        paper_factor: the gradient factor that ``grad_factor="paper"`` stands for.
+        decayed: names of the parameters that weight decay is meant for (`fastqat.param_groups`).
     """
 
     inits: ClassVar[tuple[str, ...]]
+    granularities: ClassVar[tuple[str, ...]] = ("tensor", "channel", "group")
     has_zero_point: ClassVar[bool] = False
+    state_key: ClassVar[str] = "scale"
+    paper_factor: ClassVar[str] = "paper"
+    decayed: ClassVar[tuple[str, ...]] = ()
 
     scale: Tensor
     zero_point: Tensor | None
 
-    def __init__(self, spec: QuantSpec, role: str, *, channels: int | None = None, axis: int | None = None):
+    def __init__(self, spec: QuantSpec, role: str, layout: ScaleLayout):
         super().__init__()
         if role not in ("weight", "activation"):
             raise InputError(f"role is {role!r}; accepted: 'weight', 'activation'")
-        per_channel = spec.granularity == "channel"
-        if per_channel and (channels is None or axis is None):
-            raise InputError("granularity='channel' needs the number of channels and their axis: pass channels= and axis=")
         self.spec = spec
         self.role = role
-        self.axis = axis if per_channel else None
-        self.size = channels if per_channel and channels is not None else 1
+        self.layout = layout
         self.layer = ""
         self.calibrated = False
         self.signed = spec.signed is not False
         self.stats: RangeStats | None = None
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The shape of the scale."""
+        return self.layout.shape
 
     def set_range(self, stats: RangeStats) -> None:
         """Set scale and zero point from `stats`; `signed` is already decided."""
@@ -65,9 +91,31 @@ class Quantizer(nn.Module):
         """Scale and zero point for quantizing x now."""
         return self.scale, self.zero_point
 
+    def transform(self, x: Tensor) -> Tensor:
+        """What is put on the grid in place of x, differentiable in x and in the quantizer's parameters; x itself by default."""
+        return x
+
     def qrange(self) -> tuple[int, int]:
         """``(qmin, qmax)`` for the sign that was decided."""
         return self.spec.qrange(self.signed)
+
+    @property
+    def init(self) -> str:
+        """The name of the initialisation."""
+        return self.spec.init or self.inits[0]
+
+    def code_range(self) -> CodeRange:
+        """The codes that a range is found for."""
+        return CodeRange(*self.qrange(), self.spec.symmetric, self.spec.semantics)
+
+    def first_grid(self, stats: RangeStats) -> tuple[Tensor, Tensor | None]:
+        """Scale and zero point that `init` finds in `stats`, one of the names that `fastqat.quantizers.ranges` knows."""
+        return INITS[self.init](stats, self.code_range())
+
+    def new_stats(self) -> RangeStats:
+        """Empty statistics that hold what `init` reads: of a weight every value, of an activation a sample of the stream."""
+        kept = "all" if self.role == "weight" else "stream"
+        return RangeStats(self.layout, kept if self.init in SAMPLING_INITS else None)
 
     def check(self, stats: RangeStats) -> None:
         """Raise InputError (a ValueError) that names the layer when `stats` is empty or not finite; reads the device once."""
@@ -87,7 +135,7 @@ class Quantizer(nn.Module):
 
     def initialise_from(self, x: Tensor) -> None:
         """`initialise` from the values of one tensor."""
-        stats = RangeStats(self.axis)
+        stats = self.new_stats()
         stats.update(x)
         self.initialise(stats)
 
@@ -106,45 +154,60 @@ class Quantizer(nn.Module):
                 "calibrated checkpoint before the forward pass"
             )
         scale, zero_point = self.current(x)
-        qmin, qmax = self.qrange()
-        per_scale = self.spec.grad_factor == "per_scale"
-        axis = None if self.axis is None else self.axis % x.dim()
-        return QuantArgs(scale, zero_point, qmin, qmax, axis, None, self.spec.semantics, self._grad_factor(x), per_scale)
+        axis = None if self.layout.axis is None else self.layout.axis % x.dim()
+        factor, per_scale = self._grad_factor(x)
+        return QuantArgs(scale, zero_point, *self.qrange(), axis, self.layout.group_size, self.spec.semantics, factor, per_scale)
 
-    def _grad_factor(self, x: Tensor) -> float:
-        """The factor g of numerics by name; ``"per_scale"`` is completed inside the op, which knows how many elements share a scale."""
+    def operand(self, x: Tensor) -> tuple[Tensor, QuantArgs | None]:
+        """What the op reads in place of x, and its arguments; x itself and None while the range is observed. Raises as `args`."""
+        args = self.args(x)
+        return (x if args is None else self.transform(x)), args
+
+    def _grad_factor(self, x: Tensor) -> tuple[float, bool]:
+        """The factor g of numerics by name, and whether the number of elements that share a scale is still to be divided by.
+
+        That number may be symbolic in a compiled graph, so the op counts it.
+        """
         qmin, qmax = self.qrange()
-        rule = self.spec.grad_factor
+        rule = self.paper_factor if self.spec.grad_factor == "paper" else self.spec.grad_factor
         if rule == "none":
-            return 1.0
+            return 1.0, False
         if rule == "per_scale":
-            return 1 / math.sqrt(qmax)
+            return 1 / math.sqrt(qmax), True
         elements = x.numel() if self.role == "weight" else math.prod(x.shape[1:])
-        return 1 / math.sqrt(max(elements, 1) * (qmax if rule == "paper" else qmax - qmin))
+        return 1 / math.sqrt(max(elements, 1) * (qmax if rule == "paper" else qmax - qmin)), False
 
     def forward(self, x: Tensor) -> Tensor:
         """x quantized and dequantized, same shape and dtype; x itself while the range is observed."""
-        a = self.args(x)
+        x, a = self.operand(x)
         if a is None:
             return x
-        scale = a.scale
-        if a.per_scale and scale.requires_grad:
-            # Same bits, smaller gradient; as tensor maths, so that a compiled graph serves every batch size.
-            share = 1 / math.sqrt(max(x.numel() // scale.numel(), 1))
-            scale = scale.detach() + (scale - scale.detach()) * share
+        scale, zero_point = a.scale, a.zero_point
+        if a.per_scale:
+            share = per_scale_share(x, scale)
+            scale = scaled_gradient(scale, share)
+            zero_point = None if zero_point is None else scaled_gradient(zero_point, share)
         return fake_quantize(
-            x, scale, a.zero_point, qmin=a.qmin, qmax=a.qmax, axis=a.axis, semantics=a.semantics, grad_factor=a.grad_factor
+            x,
+            scale,
+            zero_point,
+            qmin=a.qmin,
+            qmax=a.qmax,
+            axis=a.axis,
+            group_size=a.group_size,
+            semantics=a.semantics,
+            grad_factor=a.grad_factor,
         )
 
     @property
     def where(self) -> str:
         """The layer, as error messages name it."""
-        return f"layer {self.layer!r}" if self.layer else "a layer without a name"
+        return where(self.layer)
 
     def extra_repr(self) -> str:
         sign = {True: "signed", False: "unsigned"}[self.signed] if self.calibrated or self.spec.signed != "auto" else "sign open"
         state = "" if self.calibrated else ", not calibrated"
-        return f"{self.role}, {self.spec.bits} bit {sign}, per {self.spec.granularity}{state}"
+        return f"{self.role}, {self.spec.bits} bit {sign}, per {self.spec.per}{state}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantizer:
         """Move, never cast: scales stay fp32 in a model that is made half or bfloat16."""
@@ -164,17 +227,18 @@ class Quantizer(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """A checkpoint without this quantizer's scale is a float one: nothing of it is missing, nothing changes."""
-        if prefix + "scale" not in state_dict:
+        if prefix + self.state_key not in state_dict:
             return
         self._check_state(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
         layer = f"layer {prefix.rstrip('.').rpartition('.')[0]!r}"
-        scale = state_dict[prefix + "scale"]
-        if not scale.is_meta and not bool(((scale > 0) & torch.isfinite(scale)).all()):
+        learned = state_dict[prefix + self.state_key]
+        if not learned.is_meta and not bool(((learned > 0) & torch.isfinite(learned)).all()):
             raise InputError(
-                f"{layer}: the checkpoint's {self.role} scale is not positive and finite; use another checkpoint or calibrate again"
+                f"{layer}: the checkpoint's {self.role} {self.state_key} is not positive and finite; use another checkpoint or "
+                "calibrate again"
             )
         flags = state_dict.get(prefix + "_extra_state")
         if flags is None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import SCALE_FLOOR, Quantizer
-from .lsq import covering_scale
+from .base import Quantizer
+from .layout import ScaleLayout
+from .ranges import covering
 from .registry import register_quantizer
 from .spec import QuantSpec
 from .stats import RangeStats, range_of
@@ -31,6 +32,13 @@ class MinMax(Quantizer):
 
     Source: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, CVPR 2018
     (arXiv 1712.05877), section 3.
+
+    Example:
+        >>> import torch, fastqat as fq
+        >>> module = fq.nn.FakeQuantize(fq.QuantSpec(8, "minmax", symmetric=False, signed=False))
+        >>> _ = fq.calibrate(module, [torch.tensor([[-1.0, 1.55]])])
+        >>> module.quantizer.scale, module.quantizer.zero_point
+        (tensor([0.0100]), tensor([100], dtype=torch.int32))
     """
 
     inits = ("minmax",)
@@ -39,8 +47,8 @@ class MinMax(Quantizer):
     low: Tensor
     high: Tensor
 
-    def __init__(self, spec: QuantSpec, role: str, *, channels: int | None = None, axis: int | None = None):
-        super().__init__(spec, role, channels=channels, axis=axis)
+    def __init__(self, spec: QuantSpec, role: str, layout: ScaleLayout):
+        super().__init__(spec, role, layout)
         self.register_buffer("low", torch.zeros(self.size))
         self.register_buffer("high", torch.zeros(self.size))
         self.register_buffer("scale", torch.ones(self.size))
@@ -57,7 +65,7 @@ class MinMax(Quantizer):
 
     def _moved(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The range after seeing x."""
-        low, high = (bound.float() for bound in range_of(x.detach(), self.axis))
+        low, high = (bound.float() for bound in range_of(x.detach(), self.layout))
         finite = torch.isfinite(low) & torch.isfinite(high)
         if self.role == "activation":
             low, high = torch.lerp(self.low, low, MOMENTUM), torch.lerp(self.high, high, MOMENTUM)
@@ -74,9 +82,4 @@ class MinMax(Quantizer):
         return scale, zero_point
 
     def _derive(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor | None]:
-        qmin, qmax = self.qrange()
-        if self.zero_point is None:
-            return covering_scale(low, high, qmin, qmax), None
-        low, high = low.clamp(max=0), high.clamp(min=0)
-        scale = ((high - low) / (qmax - qmin)).clamp(min=SCALE_FLOOR)
-        return scale, torch.round(qmin - low / scale).clamp(qmin, qmax).to(torch.int32)
+        return covering(low, high, self.code_range())

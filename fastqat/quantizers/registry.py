@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from .._errors import InputError
+from .layout import scale_layout, where
 
 if TYPE_CHECKING:
     from .base import Quantizer
@@ -54,15 +55,37 @@ def quantizer_class(name: str) -> type[Quantizer]:
     return _QUANTIZERS[name]
 
 
-def make_quantizer(spec: QuantSpec, role: str = "activation", *, channels: int | None = None, axis: int | None = None) -> Quantizer:
-    """The quantizer that `spec` describes, for a ``"weight"`` or an ``"activation"``; `channels` and `axis` serve per-channel specs.
+def make_quantizer(
+    spec: QuantSpec,
+    role: str = "activation",
+    *,
+    channels: int | None = None,
+    axis: int | None = None,
+    shape: Sequence[int] | None = None,
+    layer: str = "",
+) -> Quantizer:
+    """The quantizer that `spec` describes, for a ``"weight"`` or an ``"activation"``.
+
+    Args:
+        spec: how to quantize.
+        role: what the tensor is.
+        channels, axis: size and position of the channels, for per-channel specs.
+        shape: of a weight; says everything that per-channel (axis 0) and per-group specs need.
+        layer: name of the layer, for messages.
 
     Raises:
-        InputError (a ValueError): a per-channel spec without `channels` and `axis`, or an unknown role.
+        InputError (a ValueError): sizes that the spec needs are missing, groups of an activation or that do not divide the weight's
+            inputs, or an unknown role.
 
     Example:
         >>> from fastqat.quantizers import QuantSpec, make_quantizer
         >>> make_quantizer(QuantSpec(4)).calibrated
         False
+        >>> make_quantizer(QuantSpec(4, granularity=("group", 8)), "weight", shape=(2, 16)).scale.shape
+        torch.Size([2, 2])
     """
-    return quantizer_class(spec.quantizer)(spec, role, channels=channels, axis=axis)
+    cls = quantizer_class(spec.quantizer)
+    layout = scale_layout(spec, role, channels=channels, axis=axis, shape=shape, where=where(layer))
+    quantizer = cls(spec, role, layout)
+    quantizer.layer = layer
+    return quantizer

@@ -8,7 +8,6 @@ from typing import Literal
 from .._errors import InputError
 
 GRAD_FACTORS = ("paper", "per_scale", "range", "none")
-GRANULARITIES = ("tensor", "channel")
 SEMANTICS = ("div", "reciprocal")
 
 
@@ -18,14 +17,17 @@ class QuantSpec:
 
     Args:
         bits: width of the integer codes, 2 to 16 signed or 1 to 16 unsigned.
-        quantizer: a name of `list_quantizers()`: ``"lsq"`` learns the scale, ``"minmax"`` observes the range.
-        granularity: ``"tensor"``: one scale; ``"channel"``: one per output channel of a weight, per channel of an activation.
+        quantizer: a name of `list_quantizers()`: ``"lsq"`` learns the scale, ``"lsq_plus"`` the zero point too, ``"pact"`` a clipping
+            value; ``"dorefa"`` puts normalised weights on a fixed grid; ``"minmax"`` observes the range.
+        granularity: ``"tensor"``: one scale; ``"channel"``: one per output channel of a weight, per channel of an activation;
+            ``("group", n)``: weights only, one for every n neighbours along the input dimension, which n divides.
         signed: True, False, or ``"auto"``: decided where the range is initialised (no negative value seen: unsigned), then kept.
-        symmetric: False gives an integer zero point, for quantizers that have one (``"minmax"``).
-        grad_factor: multiplies the gradient of a learned scale. N weights of the layer, or features per sample:
-            ``"paper"`` 1/√(N·qmax); ``"range"`` 1/√(N·(qmax−qmin)); ``"per_scale"`` 1/√(N·qmax) with N all elements that share
-            one scale, batch included; ``"none"`` 1.
-        init: how the first scale is found, a name that the quantizer knows; None is its default.
+        symmetric: False gives an integer zero point, for quantizers that have one (``"minmax"``, ``"lsq_plus"``).
+        grad_factor: multiplies the gradient of a learned range. N weights of the layer, or features per sample:
+            ``"paper"`` what the quantizer's paper has: 1/√(N·qmax) for LSQ and LSQ+, 1 for PACT; ``"range"`` 1/√(N·(qmax−qmin));
+            ``"per_scale"`` 1/√(N·qmax) with N all elements that share one scale, batch included; ``"none"`` 1.
+        init: how the first range is found, a name that the quantizer knows; None is its default. ``"lsq"`` s = 2·mean|x|/√qmax;
+            ``"minmax"`` covers all values; ``"mse"`` searches the clipping of least squared error; ``"sigma"`` covers μ ± 3σ.
         semantics: ``"div"`` (codes of x/s, as ONNX) or ``"reciprocal"`` (codes of x·(1/s), as torch).
 
     Raises:
@@ -39,11 +41,13 @@ class QuantSpec:
         (-8, 7)
         >>> fq.QuantSpec(4, signed=False).qrange()
         (0, 15)
+        >>> fq.QuantSpec(4, granularity=("group", 64)).per
+        'group of 64'
     """
 
     bits: int
     quantizer: str = "lsq"
-    granularity: str = "tensor"
+    granularity: str | tuple[str, int] = "tensor"
     signed: bool | Literal["auto"] = True
     symmetric: bool = True
     grad_factor: str = "paper"
@@ -54,7 +58,7 @@ class QuantSpec:
         if self.signed not in (True, False, "auto"):
             raise InputError(f"signed is {self.signed!r}; accepted: True, False or 'auto'")
         self._check_bits()
-        _check_name("granularity", self.granularity, GRANULARITIES)
+        self._check_granularity()
         _check_name("grad_factor", self.grad_factor, GRAD_FACTORS)
         _check_name("semantics", self.semantics, SEMANTICS)
         if not isinstance(self.symmetric, bool):
@@ -69,14 +73,39 @@ class QuantSpec:
                 "1 to 16 with signed=False"
             )
 
+    def _check_granularity(self) -> None:
+        granularity = self.granularity
+        if isinstance(granularity, list):
+            object.__setattr__(self, "granularity", granularity := tuple(granularity))
+        if granularity in ("tensor", "channel"):
+            return
+        kind, size = granularity if isinstance(granularity, tuple) and len(granularity) == 2 else (None, None)
+        if kind != "group" or isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InputError(
+                f"granularity is {granularity!r}; accepted: 'tensor', 'channel', or ('group', n) with n >= 1, as ('group', 64)"
+            )
+
     def _check_quantizer(self) -> None:
         from .registry import quantizer_class
 
         cls = quantizer_class(self.quantizer)
+        if self.per.partition(" ")[0] not in cls.granularities:
+            accepted = ", ".join(map(repr, cls.granularities))
+            raise InputError(f"granularity {self.granularity!r} with quantizer {self.quantizer!r}; accepted: {accepted}")
         if not self.symmetric and not cls.has_zero_point:
-            raise InputError(f"quantizer {self.quantizer!r} has no zero point; use symmetric=True or quantizer='minmax'")
+            raise InputError(f"quantizer {self.quantizer!r} has no zero point; use symmetric=True, or quantizer='lsq_plus' or 'minmax'")
         if self.init is not None:
             _check_name(f"init of quantizer {self.quantizer!r}", self.init, cls.inits)
+
+    @property
+    def group_size(self) -> int | None:
+        """n of ``("group", n)``, else None."""
+        return self.granularity[1] if isinstance(self.granularity, tuple) else None
+
+    @property
+    def per(self) -> str:
+        """The granularity in words: what shares a scale."""
+        return self.granularity if isinstance(self.granularity, str) else f"group of {self.group_size}"
 
     def qrange(self, signed: bool | None = None) -> tuple[int, int]:
         """The integer range ``(qmin, qmax)``; `signed` stands in where the spec says ``"auto"``.

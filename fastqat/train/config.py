@@ -65,7 +65,7 @@ class TrainFlags:
     """Seed of float training; default: the run's seed."""
 
     qconfig: str = "w2a32"
-    """Bits of weights and activations (w4a4, w2a32), with :channel for one scale per output channel; none: no quantization."""
+    """Bits of weights and activations (w4a4, w2a32); :channel one scale per output channel, :group64 one per 64 inputs; none: float."""
     grad_factor: Literal["paper", "per_scale", "range", "none"] = "paper"
     """Factor of the step sizes' gradients, for N weights of a layer or features of a sample: paper 1/sqrt(N qmax); range 1/sqrt(N (qmax -
     qmin)); per_scale as paper with the batch counted in N, as the released code of ACS does; none 1."""

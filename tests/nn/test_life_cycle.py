@@ -12,23 +12,24 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from fastqat.nn import QConfig, calibrate, param_groups, quantize
-from fastqat.quantizers import QuantSpec, list_quantizers
-from fastqat.quantizers.registry import quantizer_class
+from fastqat.quantizers import QuantSpec
 
-X = torch.randn(16, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+from ..quantizers.variants import finest_specs, weight_specs
+
+X = torch.randn(16, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
 def net(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    return nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
 
 
-def config(name: str) -> QConfig:
-    asymmetric = quantizer_class(name).has_zero_point
-    return QConfig(QuantSpec(4, name, granularity="channel"), QuantSpec(4, name, signed="auto", symmetric=not asymmetric))
+def config(label: str) -> QConfig:
+    weight = weight_specs()[label]
+    return QConfig(weight, QuantSpec(4, weight.quantizer, signed="auto", symmetric=weight.symmetric))
 
 
-def calibrated(name: str = "lsq", seed: int = 0) -> nn.Sequential:
+def calibrated(name: str = "lsq-channel", seed: int = 0) -> nn.Sequential:
     return calibrate(quantize(net(seed), config(name), skip=()), [X])
 
 
@@ -37,7 +38,7 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> Non
     model.train()
     for _ in range(count):
         optimizer.zero_grad()
-        model(torch.randn(8, 3, 6, 6, generator=generator)).square().mean().backward()
+        model(torch.randn(8, 4, 6, 6, generator=generator)).square().mean().backward()
         optimizer.step()
 
 
@@ -52,7 +53,7 @@ def through_disk(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize("name", list_quantizers())
+@pytest.mark.parametrize("name", finest_specs())
 def test_quantized_checkpoint_restores_everything(name: str) -> None:
     model = calibrated(name)
     steps(model, torch.optim.SGD(param_groups(model, 0.05), momentum=0.9), 2)
@@ -68,7 +69,7 @@ def quantizers(model: nn.Module) -> list[Any]:
 
 
 def test_an_uncalibrated_checkpoint_stays_uncalibrated() -> None:
-    state = quantize(net(), config("lsq"), skip=()).state_dict()
+    state = quantize(net(), config("lsq-channel"), skip=()).state_dict()
     model = calibrated()
     model.load_state_dict(state)
     with pytest.raises(RuntimeError, match="layer '0'"):
@@ -80,7 +81,7 @@ def test_state_holds_tensors_only() -> None:
 
 
 @pytest.mark.parametrize("assign", [False, True])
-@pytest.mark.parametrize("name", list_quantizers())
+@pytest.mark.parametrize("name", finest_specs())
 def test_float_checkpoint_loads_strictly_and_sets_the_weight_scales(name: str, assign: bool) -> None:
     model = quantize(net(seed=1), config(name), skip=())
     result = model.load_state_dict(net(seed=0).state_dict(), strict=True, assign=assign)
@@ -119,6 +120,13 @@ def test_bad_scale_in_a_checkpoint_names_the_layer(bad: float) -> None:
         model.load_state_dict(state)
 
 
+def test_bad_clipping_value_in_a_checkpoint_names_the_layer() -> None:
+    state = calibrated("pact-tensor").state_dict()
+    state["0.activation_quantizer.alpha"] = torch.tensor([torch.nan])
+    with pytest.raises(ValueError, match="layer '0': the checkpoint's activation alpha is not positive"):
+        calibrated("pact-tensor").load_state_dict(state)
+
+
 def test_checkpoint_with_other_bits_or_sign() -> None:
     state = calibrated().state_dict()
     wide = QConfig(QuantSpec(8, granularity="channel"), QuantSpec(8, signed="auto"))
@@ -129,7 +137,7 @@ def test_checkpoint_with_other_bits_or_sign() -> None:
         quantize(net(), unsigned, skip=()).load_state_dict(state)
 
 
-@pytest.mark.parametrize("name", list_quantizers())
+@pytest.mark.parametrize("name", finest_specs())
 def test_a_copy_in_mid_training_continues_identically(name: str) -> None:
     model = calibrated(name)
     optimizer = torch.optim.SGD(param_groups(model, 0.05), momentum=0.9)
@@ -147,7 +155,7 @@ def test_resuming_after_a_step_below_the_floor_is_exact() -> None:
     model = calibrated()
     with torch.no_grad():
         model[3].weight_quantizer.scale[0] = -0.5
-    resumed = quantize(net(seed=1), config("lsq"), skip=())
+    resumed = quantize(net(seed=1), config("lsq-channel"), skip=())
     resumed.load_state_dict(through_disk(model.state_dict()))
     for each in (model, resumed):
         steps(each, torch.optim.SGD(param_groups(each, 0.05)), 3)
@@ -186,15 +194,23 @@ def test_averaged_model_of_a_quantized_model() -> None:
 def test_safetensors_round_trip() -> None:
     safetensors = pytest.importorskip("safetensors.torch")
     model = calibrated()
-    other = quantize(net(seed=1), config("lsq"), skip=())
+    other = quantize(net(seed=1), config("lsq-channel"), skip=())
     other.load_state_dict(safetensors.load(safetensors.save(model.state_dict())))
     assert same(model.state_dict(), other.state_dict())
 
 
-def test_meta_device() -> None:
+@pytest.mark.parametrize("name", finest_specs())
+def test_meta_device(name: str) -> None:
     with torch.device("meta"):
-        model = quantize(net(), "w4a4", skip=())
-    assert model[0].weight_quantizer.scale.is_meta
-    source = calibrate(quantize(net(), "w4a4", skip=()), [X])
+        model = quantize(net(), config(name), skip=())
+    assert all(value.is_meta for key, value in model.state_dict().items() if not key.endswith("_extra_state"))
+    source = calibrated(name)
     model.load_state_dict(source.state_dict(), assign=True)
     assert torch.equal(model.eval()(X), source.eval()(X))
+
+
+@pytest.mark.parametrize("init", ["mse", "sigma"])
+def test_searched_ranges_on_the_meta_device(init: str) -> None:
+    with torch.device("meta"):
+        model = quantize(net(), QConfig(QuantSpec(4, granularity=("group", 2), init=init)), skip=())
+    assert model[0].weight_quantizer.scale.shape == (4, 2, 3, 3)

@@ -14,8 +14,8 @@ from fastqat.quantizers import SCALE_FLOOR, QuantSpec
 
 def model(spec: QuantSpec, activation: QuantSpec) -> nn.Module:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding="same"), nn.ReLU(), FakeQuantize(activation), nn.Flatten(), nn.Linear(64, 5))
-    return calibrate(quantize(net, QConfig(spec, activation), skip=()), [torch.randn(8, 3, 4, 4)])
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, padding="same"), nn.ReLU(), FakeQuantize(activation), nn.Flatten(), nn.Linear(64, 5))
+    return calibrate(quantize(net, QConfig(spec, activation), skip=()), [torch.randn(8, 4, 4, 4)])
 
 
 def train(net: nn.Module, parameters: list[nn.Parameter]) -> list[float]:
@@ -24,7 +24,7 @@ def train(net: nn.Module, parameters: list[nn.Parameter]) -> list[float]:
     optimizer = torch.optim.SGD(parameters, 0.05)
     losses = []
     for size in (8, 6, 5):
-        x = torch.randn(size, 3, 4, 4, generator=generator)
+        x = torch.randn(size, 4, 4, 4, generator=generator)
         torch._dynamo.mark_dynamic(x, 0)
         optimizer.zero_grad()
         loss = net(x).square().mean()
@@ -37,7 +37,14 @@ def train(net: nn.Module, parameters: list[nn.Parameter]) -> list[float]:
 CASES = {
     "lsq": (QuantSpec(4, granularity="channel"), QuantSpec(4, signed="auto")),
     "lsq per scale": (QuantSpec(4, grad_factor="range"), QuantSpec(4, grad_factor="per_scale")),
-    "minmax": (QuantSpec(8, "minmax", granularity="channel"), QuantSpec(8, "minmax", symmetric=False)),
+    "lsq per group": (QuantSpec(4, granularity=("group", 4), init="mse"), QuantSpec(4, signed="auto", init="mse")),
+    "lsq_plus": (
+        QuantSpec(4, "lsq_plus", granularity=("group", 4), symmetric=False),
+        QuantSpec(4, "lsq_plus", symmetric=False, grad_factor="per_scale"),
+    ),
+    "pact": (QuantSpec(4, "pact", granularity="channel"), QuantSpec(4, "pact", signed="auto", init="mse", grad_factor="per_scale")),
+    "dorefa": (QuantSpec(4, "dorefa"), QuantSpec(4, "dorefa", signed="auto")),
+    "minmax": (QuantSpec(8, "minmax", granularity=("group", 2)), QuantSpec(8, "minmax", symmetric=False)),
 }
 
 
@@ -55,13 +62,16 @@ def test_one_graph_for_every_batch_size(case: str) -> None:
         torch.testing.assert_close(own[name], value, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_the_floor_is_kept_when_compiled() -> None:
+@pytest.mark.parametrize("case", ["lsq", "lsq_plus", "pact"])
+def test_the_floor_is_kept_when_compiled(case: str) -> None:
     torch._dynamo.reset()
-    net = model(*CASES["lsq"])
+    net = model(*CASES[case])
     with torch.no_grad():
-        net[0].weight_quantizer.scale.fill_(-1.0)
-    loss = torch.compile(net, backend="aot_eager", fullgraph=True)(torch.randn(2, 3, 4, 4)).square().mean()
-    assert (net[0].weight_quantizer.scale == SCALE_FLOOR).all()
+        for parameter in net[0].weight_quantizer.parameters():
+            parameter.fill_(-1.0)
+    loss = torch.compile(net, backend="aot_eager", fullgraph=True)(torch.randn(2, 4, 4, 4)).square().mean()
+    scale = net[0].weight_quantizer.scale.detach()
+    torch.testing.assert_close(scale, torch.full_like(scale, SCALE_FLOOR), rtol=1e-6, atol=0)
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in net.parameters())
 
@@ -81,13 +91,13 @@ def test_inductor_trains_under_autocast() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("case", ["lsq", "minmax"])
+@pytest.mark.parametrize("case", CASES)
 def test_an_exported_program_holds_the_quantized_layers(case: str, training: bool) -> None:
     net = model(*CASES[case]).train(training)
-    if case == "lsq":
-        with torch.no_grad():
-            net[0].weight_quantizer.scale[0] = -1.0  # as a step of an optimizer may leave it
-    x = torch.randn(2, 3, 4, 4)
+    with torch.no_grad():
+        for parameter in net[0].weight_quantizer.parameters():
+            parameter[0] = -1.0  # as a step of an optimizer may leave it
+    x = torch.randn(2, 4, 4, 4)
     program = torch.export.export(copy.deepcopy(net), (x,))
     assert "fastqat.quant_layer" in program.graph_module.code
     torch.testing.assert_close(program.module()(x), net(x))

@@ -33,6 +33,16 @@ def test_every_parameter_exactly_once_in_its_group() -> None:
     assert any(p is norm_weight for p in groups["no_decay"]["params"])
 
 
+def test_clipping_values_decay_like_the_weights() -> None:
+    config = QConfig(QuantSpec(4), QuantSpec(4, "pact", signed="auto"))
+    net = quantize(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), config, skip=())
+    groups = {group["name"]: group for group in param_groups(net, 0.1, scale_lr=0.01, weight_decay=1e-4)}
+    assert [p is layer.activation_quantizer.alpha for p, layer in zip(groups["clips"]["params"], net, strict=True)] == [True, True]
+    assert (groups["clips"]["lr"], groups["clips"]["weight_decay"]) == (0.01, 1e-4)
+    assert len(groups["scales"]["params"]) == 2 and groups["scales"]["weight_decay"] == 0
+    assert sum(len(group["params"]) for group in groups.values()) == len(list(net.parameters()))
+
+
 def test_shared_parameters_once() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     net[1].weight = net[0].weight

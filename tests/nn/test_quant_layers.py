@@ -1,12 +1,16 @@
 """Quantized layers against torch's own layer run on the fake-quantized operands."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastqat.nn import FakeQuantize, QuantConv, QuantConv1d, QuantConv2d, QuantConv3d, QuantLinear, calibrate
+from fastqat.nn import FakeQuantize, QuantConv, QuantConv1d, QuantConv2d, QuantConv3d, QuantLinear, calibrate, share_weight_quant
 from fastqat.quantizers import QuantSpec
+
+from ..quantizers.variants import finest_specs, weight_specs
 
 PAIRS = {1: (nn.Conv1d, QuantConv1d), 2: (nn.Conv2d, QuantConv2d), 3: (nn.Conv3d, QuantConv3d)}
 SPECS = {
@@ -16,6 +20,11 @@ SPECS = {
     "float": (None, None),
     "channel": (QuantSpec(4, granularity="channel"), QuantSpec(6, granularity="channel")),
     "minmax": (QuantSpec(8, "minmax"), QuantSpec(8, "minmax", symmetric=False)),
+    "group": (QuantSpec(4, granularity=("group", 2)), QuantSpec(4)),
+    "lsq_plus": (QuantSpec(4, "lsq_plus", granularity=("group", 4), symmetric=False), QuantSpec(4, "lsq_plus", symmetric=False)),
+    "pact": (QuantSpec(4, "pact", granularity=("group", 4)), QuantSpec(3, "pact", granularity="channel", init="mse")),
+    "pact per_scale": (QuantSpec(4, "pact", grad_factor="per_scale"), QuantSpec(3, "pact", grad_factor="per_scale", init="mse")),
+    "dorefa": (QuantSpec(4, "dorefa"), QuantSpec(4, "dorefa")),
     "per_scale": (QuantSpec(4, grad_factor="per_scale"), QuantSpec(4, grad_factor="per_scale", semantics="reciprocal")),
 }
 
@@ -55,8 +64,8 @@ def test_conv(dims: int, specs: str) -> None:
     weight, activation = SPECS[specs]
     plain_type, quant_type = PAIRS[dims]
     arguments = {"stride": 2, "padding": 1, "dilation": 1, "groups": 2}
-    layer = quant_type(4, 6, 3, **arguments, weight=weight, activation=activation)
-    check_against_torch(layer, plain_type(4, 6, 3, **arguments), torch.randn(3, 4, *[7] * dims))
+    layer = quant_type(8, 6, 3, **arguments, weight=weight, activation=activation)
+    check_against_torch(layer, plain_type(8, 6, 3, **arguments), torch.randn(3, 8, *[7] * dims))
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -76,11 +85,11 @@ def test_asymmetric_activations_pad_with_exact_zeros() -> None:
 
 
 @pytest.mark.parametrize("specs", SPECS)
-@pytest.mark.parametrize("shape", [(5, 7), (2, 3, 7), (7,)])
+@pytest.mark.parametrize("shape", [(5, 8), (2, 3, 8), (8,)])
 def test_linear(shape: tuple[int, ...], specs: str) -> None:
     torch.manual_seed(0)
     weight, activation = SPECS[specs]
-    check_against_torch(QuantLinear(7, 4, weight=weight, activation=activation), nn.Linear(7, 4), torch.randn(*shape))
+    check_against_torch(QuantLinear(8, 4, weight=weight, activation=activation), nn.Linear(8, 4), torch.randn(*shape))
 
 
 @pytest.mark.parametrize("dims", PAIRS)
@@ -127,6 +136,52 @@ def test_autocast_trains_in_bf16_with_fp32_master_weights() -> None:
         assert torch.isfinite(parameter.grad).all()
 
 
+def in_precision(label: str) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    weight = weight_specs(bits=8)[label]
+    activation = QuantSpec(8, weight.quantizer, signed="auto", symmetric=weight.symmetric)
+    return QuantConv2d(4, 4, 3, weight=weight, activation=activation), torch.rand(2, 4, 6, 6)
+
+
+@pytest.mark.parametrize("label", weight_specs())
+def test_every_quantizer_under_autocast(label: str) -> None:
+    layer, x = in_precision(label)
+    calibrate(layer, [x])
+    exact = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16 and (y.float() - exact).abs().max() < 0.05 * exact.abs().max()
+    y.float().square().mean().backward()
+    assert all(p.dtype == p.grad.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in layer.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("label", finest_specs())
+def test_every_quantizer_in_a_cast_module(label: str, dtype: torch.dtype) -> None:
+    layer, x = in_precision(label)
+    exact = calibrate(layer, [x])(x)
+    layer, x = layer.to(dtype), x.to(dtype).requires_grad_()
+    y = layer(x)
+    assert y.dtype == dtype and (y.float() - exact).abs().max() < 0.05 * exact.abs().max()
+    y.float().square().mean().backward()
+    assert layer.weight.grad.dtype == x.grad.dtype == dtype
+    for name, parameter in layer.named_parameters():
+        assert torch.isfinite(parameter.grad).all()
+        assert parameter.dtype == (torch.float32 if "quantizer" in name else dtype), "ranges stay fp32"
+
+
+@pytest.mark.parametrize("label", weight_specs())
+def test_every_quantizer_with_shared_weights_keeps_its_bits(label: str) -> None:
+    layer, x = in_precision(label)
+    models = [nn.Sequential(calibrate(layer, [x])), share_weight_quant(nn.Sequential(copy.deepcopy(layer)))]
+    outputs = [model(x) for model in models]
+    for y in outputs:
+        y.square().sum().backward()
+    assert torch.equal(*outputs)
+    for own, shared in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(own.grad, shared.grad)
+
+
 def test_autocast_leaves_float64_alone() -> None:
     layer = QuantLinear(3, 4, weight=QuantSpec(4)).double()
     with torch.autocast("cpu", torch.bfloat16):
@@ -144,10 +199,13 @@ def test_a_cast_model_runs(dtype: torch.dtype) -> None:
     assert layer.weight.grad.dtype == dtype and layer.weight_quantizer.scale.grad.dtype == torch.float32
 
 
-def test_empty_batch() -> None:
-    layer = QuantConv2d(3, 4, 3, weight=QuantSpec(4), activation=QuantSpec(4))
-    calibrate(layer, [torch.randn(2, 3, 6, 6)])
-    assert layer(torch.randn(0, 3, 6, 6)).shape == (0, 4, 4, 4)
+@pytest.mark.parametrize("label", finest_specs())
+def test_empty_batch(label: str) -> None:
+    layer, x = in_precision(label)
+    y = calibrate(layer, [x])(x[:0])
+    assert y.shape == (0, 4, 4, 4)
+    y.sum().backward()
+    assert all((p.grad == 0).all() for p in layer.parameters())
 
 
 def test_fake_quantize_module() -> None:
@@ -159,5 +217,7 @@ def test_fake_quantize_module() -> None:
     assert y.shape == x.shape and (y - x).abs().max() < 0.05
     y.sum().backward()
     assert module.quantizer.scale.grad.shape == (3,)
+    with pytest.raises(ValueError, match="accepted for weights only"):
+        FakeQuantize(QuantSpec(8, granularity=("group", 4)), channels=8)
     with pytest.raises(ValueError, match="channels="):
         FakeQuantize(QuantSpec(8, granularity="channel"))

@@ -71,7 +71,11 @@ def test_short_strings() -> None:
     assert config.weight == QuantSpec(2, granularity="channel")
     assert config.activation == QuantSpec(4, signed="auto")
     assert QConfig.parse("w32a8").weight is None
-    for bad in ("4", "w4", "w4a4:row", "w4a4channel", ""):
+    assert QConfig.parse("W4A8:group64").weight == QuantSpec(4, granularity=("group", 64))
+    assert QConfig.parse("w4a8:group64").activation.granularity == "tensor"
+    with pytest.raises(ValueError, match="n >= 1"):
+        QConfig.parse("w4a4:group0")
+    for bad in ("4", "w4", "w4a4:row", "w4a4:group", "w4a4channel", ""):
         with pytest.raises(ValueError, match="accepted: 'w4a4'"):
             QConfig.parse(bad)
     with pytest.raises(ValueError, match="2 to 16"):

@@ -1,10 +1,13 @@
 """summary(): one row per layer, and a table to print."""
 
+import pytest
 import torch
 from torch import nn
 
 from fastqat.nn import FakeQuantize, QConfig, calibrate, quantize, summary
 from fastqat.quantizers import QuantSpec
+
+from ..quantizers.variants import weight_specs
 
 
 def test_rows_say_what_each_layer_is() -> None:
@@ -23,6 +26,23 @@ def test_rows_say_what_each_layer_is() -> None:
     calibrate(model, [torch.rand(2, 3, 6, 6)])
     after = {row.name: row for row in summary(model)}
     assert "range [" in after["3"].activation and after["4"].weight == "-"
+
+
+@pytest.mark.parametrize("label", weight_specs())
+def test_a_row_for_every_quantizer(label: str) -> None:
+    spec = weight_specs()[label]
+    activation = QuantSpec(4, spec.quantizer, signed="auto", symmetric=spec.symmetric)
+    model = quantize(nn.Sequential(nn.Linear(8, 4)), QConfig(spec, activation), skip=())
+    per = {"tensor": "tensor", "channel": "channel"}.get(spec.granularity, "group of 4")
+    (row,) = summary(model)
+    assert row.activation == f"4 bit {spec.quantizer} per tensor, not calibrated"
+    calibrate(model, [torch.rand(3, 8)])
+    (row,) = summary(model)
+    assert row.weight.startswith(f"4 bit signed {spec.quantizer} per {per}, scale ") and "range [-" in row.weight
+    assert row.activation.startswith(f"4 bit unsigned {spec.quantizer} per tensor, scale ") and "range [0, " in row.activation.replace(
+        "-0", "0"
+    )
+    assert f"per {per}" in repr(model[0].weight_quantizer)
 
 
 def test_prints_as_a_table() -> None:

@@ -9,17 +9,18 @@ import torch
 
 import fastqat as fq
 from fastqat import testing
-from fastqat._backend import backends_for
 from fastqat.ops.fake_quant import reference
 from fastqat.ops.fake_quant.reference import Grid
 from fastqat.testing import assert_same_bits, assert_sum_close, with_layout
 
-BACKENDS = backends_for("fake_quant")
-FAST = [name for name in BACKENDS if name != "reference"]
+PLACES = testing.places("fake_quant")
+FAST = [place for place in PLACES if place != ("reference", "cpu")]  # compared with the reference on the CPU
 RANGES = {"w2": (-2, 1), "u4": (0, 15), "s8": (-128, 127), "u16": (0, 65535)}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SEMANTICS = ["div", "reciprocal"]
-native = pytest.mark.skipif("cpu" not in BACKENDS, reason="fastqat._C is not built")
+everywhere = pytest.mark.parametrize(("backend", "device"), PLACES)
+fast = pytest.mark.parametrize(("backend", "device"), FAST)
+native = pytest.mark.skipif(("cpu", "cpu") not in PLACES, reason="fastqat._C is not built")
 
 
 def quantizer(channels: int | None, zero_point: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -29,30 +30,37 @@ def quantizer(channels: int | None, zero_point: bool) -> tuple[torch.Tensor, tor
     return scale, torch.randint(-1, 3, (n,), generator=generator).float() if zero_point else None
 
 
+def on(device: str, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    return tuple(None if t is None else t.to(device) for t in tensors)
+
+
 def gradients(
-    backend: str, x: torch.Tensor, grad: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, **options: object
+    backend: str, device: str, x: torch.Tensor, grad: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, **options: object
 ) -> tuple:
-    x, scale = x.detach().requires_grad_(), scale.clone().requires_grad_()
-    zero_point = None if zero_point is None else zero_point.clone().requires_grad_()
+    """x_hat and the gradients of x, scale and zero point, computed on `device`, returned on the CPU."""
+    x, scale = x.detach().to(device).requires_grad_(), scale.to(device, copy=True).requires_grad_()
+    zero_point = None if zero_point is None else zero_point.to(device, copy=True).requires_grad_()
     with fq.use_backend(backend):
         y = fq.fake_quantize(x, scale, zero_point, **options)
-        y.backward(grad)
-    return y.detach(), x.grad, scale.grad, None if zero_point is None else zero_point.grad
+        y.backward(grad.to(device))
+    results = (y.detach(), x.grad, scale.grad, None if zero_point is None else zero_point.grad)
+    return tuple(None if t is None else t.cpu() for t in results)
 
 
 @pytest.mark.parametrize("semantics", SEMANTICS)
 @pytest.mark.parametrize("bits", RANGES)
 @pytest.mark.parametrize("scale", [1.0, 0.1, 0.0371, 3e-5, 1e4])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_codes_match_fp64_on_every_tie(backend: str, scale: float, bits: str, semantics: str) -> None:
+@everywhere
+def test_codes_match_fp64_on_every_tie(backend: str, device: str, scale: float, bits: str, semantics: str) -> None:
     qmin, qmax = RANGES[bits]
     s = torch.tensor(scale)
     x = testing.ties(scale, max(qmin, -300), min(qmax, 300))
     v = x / s if semantics == "div" else x * s.reciprocal()  # fp32 on purpose: the contract rounds v once
     want = v.double().round().clamp(qmin, qmax).nan_to_num(nan=qmin)
     with fq.use_backend(backend):
-        codes = fq.quantize_codes(x, s, qmin=qmin, qmax=qmax, semantics=semantics)
-        x_hat = fq.fake_quantize(x, s, qmin=qmin, qmax=qmax, semantics=semantics)
+        there = x.to(device), s.to(device)
+        codes = fq.quantize_codes(*there, qmin=qmin, qmax=qmax, semantics=semantics).cpu()
+        x_hat = fq.fake_quantize(*there, qmin=qmin, qmax=qmax, semantics=semantics).cpu()
     assert torch.equal(codes.double(), want)
     assert_same_bits(x_hat, torch.where(x.isnan(), x, codes.float() * s), "x_hat")
     assert not (torch.signbit(x_hat) & (x_hat == 0)).any(), "-0 returned"
@@ -60,11 +68,13 @@ def test_codes_match_fp64_on_every_tie(backend: str, scale: float, bits: str, se
 
 @pytest.mark.parametrize("bits", ["w2", "u4", "s8"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_reciprocal_equals_torch(dtype: torch.dtype, bits: str) -> None:
+@everywhere
+def test_reciprocal_equals_torch(backend: str, device: str, dtype: torch.dtype, bits: str) -> None:
     qmin, qmax = RANGES[bits]
     x = testing.ties(0.0371, qmin, qmax).to(dtype)
     x = x[x.isfinite() & (x.abs() < 1e6)]
-    ours = fq.fake_quantize(x, torch.tensor(0.0371), torch.tensor(1.0), qmin=qmin, qmax=qmax, semantics="reciprocal")
+    with fq.use_backend(backend):
+        ours = fq.fake_quantize(*on(device, x, torch.tensor(0.0371), torch.tensor(1.0)), qmin=qmin, qmax=qmax, semantics="reciprocal").cpu()
     theirs = torch.fake_quantize_per_tensor_affine(x, torch.tensor(0.0371), torch.tensor(1, dtype=torch.int32), qmin, qmax)
     assert torch.equal(ours, theirs)
 
@@ -74,7 +84,7 @@ def test_reference_gradients_equal_autograd_of_the_formula(semantics: str) -> No
     x = torch.randn(4, 6, dtype=torch.float64)
     grad, scale = torch.randn_like(x), torch.tensor(0.31, dtype=torch.float64)
     y, grad_x, grad_scale, grad_zero = gradients(
-        "reference", x, grad, scale, torch.tensor(1.0, dtype=torch.float64), qmin=-3, qmax=4, semantics=semantics, grad_factor=0.7
+        "reference", "cpu", x, grad, scale, torch.tensor(1.0, dtype=torch.float64), qmin=-3, qmax=4, semantics=semantics, grad_factor=0.7
     )
     xr, sr, zr = x.clone().requires_grad_(), scale.clone().requires_grad_(), torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     v = xr / sr
@@ -94,15 +104,17 @@ CASES = list(itertools.product([None, 0, 1, 2, 3], testing.LAYOUTS, [False, True
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("axis", "layout", "zero_point"), CASES)
-@pytest.mark.parametrize("backend", FAST)
-def test_backend_equals_reference(backend: str, axis: int | None, layout: str, zero_point: bool, dtype: torch.dtype) -> None:
+@fast
+def test_backend_equals_reference(backend: str, device: str, axis: int | None, layout: str, zero_point: bool, dtype: torch.dtype) -> None:
     semantics = SEMANTICS[(len(layout) + zero_point) % 2]
     generator = torch.Generator().manual_seed(0)
     x = with_layout(torch.randn(5, 37, 6, 11, generator=generator).to(dtype), layout)
     grad = torch.randn(5, 37, 6, 11, generator=generator).to(dtype)
     scale, zero = quantizer(None if axis is None else x.shape[axis], zero_point)
     options = {"qmin": -4, "qmax": 3, "axis": axis, "semantics": semantics, "grad_factor": 0.25}
-    got, want = (gradients(name, x, grad, scale, zero, **options) for name in (backend, "reference"))
+    there = with_layout(x.to(device), layout)
+    got = gradients(backend, device, there, grad, scale, zero, **options)
+    want = gradients("reference", "cpu", x, grad, scale, zero, **options)
     assert_same_bits(got[0], want[0], "x_hat")
     assert_same_bits(got[1], want[1], "grad_x")
     assert got[0].stride() == torch.empty_like(x).stride()
@@ -112,21 +124,21 @@ def test_backend_equals_reference(backend: str, axis: int | None, layout: str, z
     if zero_point:
         assert_sum_close(got[3], terms[1], 0.25, dims, "grad_zero_point")
     with fq.use_backend(backend):
-        codes = fq.quantize_codes(x, scale, zero, qmin=-4, qmax=3, axis=axis, semantics=semantics)
+        codes = fq.quantize_codes(there, *on(device, scale, zero), qmin=-4, qmax=3, axis=axis, semantics=semantics).cpu()
     assert_same_bits(codes, reference.codes(x, Grid(scale, zero, -4, 3, axis, None, semantics)), "codes")
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 0, 2), (7,), (16385,), (3, 70001), (70001, 3), (2, 600, 5), (2000, 33)], ids=str)
 @pytest.mark.parametrize("axis", [None, 0, -1])
-@pytest.mark.parametrize("backend", FAST)
-def test_shapes(backend: str, shape: tuple[int, ...], axis: int | None) -> None:
+@fast
+def test_shapes(backend: str, device: str, shape: tuple[int, ...], axis: int | None) -> None:
     if not shape and axis is not None:
         pytest.skip("a scalar has no axis")
     x = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     grad = torch.randn(shape, generator=torch.Generator().manual_seed(4))
     scale, zero = quantizer(None if axis is None else shape[axis], True)
     options = {"qmin": 0, "qmax": 15, "axis": axis}
-    got, want = (gradients(name, x, grad, scale, zero, **options) for name in (backend, "reference"))
+    got, want = (gradients(*place, x, grad, scale, zero, **options) for place in ((backend, device), ("reference", "cpu")))
     assert_same_bits(got[0], want[0])
     assert_same_bits(got[1], want[1])
     front = None if axis is None else axis % x.dim()
@@ -137,18 +149,20 @@ def test_shapes(backend: str, shape: tuple[int, ...], axis: int | None) -> None:
 
 
 @pytest.mark.parametrize("axis", [None, 1])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_edges(backend: str, axis: int | None) -> None:
+@everywhere
+def test_edges(backend: str, device: str, axis: int | None) -> None:
     x = torch.tensor([[0.3, torch.nan], [torch.inf, 0.4], [-torch.inf, 3e38]])
     scale = torch.tensor([0.5] if axis is None else [0.5, 0.5])
-    y, grad_x, grad_scale, grad_zero = gradients(backend, x, torch.ones_like(x), scale, torch.zeros_like(scale), qmin=-8, qmax=7, axis=axis)
+    y, grad_x, grad_scale, grad_zero = gradients(
+        backend, device, x, torch.ones_like(x), scale, torch.zeros_like(scale), qmin=-8, qmax=7, axis=axis
+    )
     assert_same_bits(y, torch.tensor([[0.5, torch.nan], [3.5, 0.5], [-4.0, 3.5]]))
     assert_same_bits(grad_x, torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
     assert grad_scale.isnan().any() and grad_zero.isnan().any(), "a NaN must show in the sums"
     if axis == 1:
         assert grad_scale[0].isfinite() and grad_zero[0].isfinite()
     with fq.use_backend(backend):
-        assert fq.quantize_codes(x, scale, qmin=-8, qmax=7, axis=axis).tolist() == [[1, -8], [7, 1], [-8, 7]]
+        assert fq.quantize_codes(*on(device, x, scale), qmin=-8, qmax=7, axis=axis).tolist() == [[1, -8], [7, 1], [-8, 7]]
 
 
 @native
@@ -167,7 +181,7 @@ def test_same_bits_for_threads_and_instruction_sets(shape: tuple[int, ...], dtyp
         for threads, name in itertools.product([1, 2, 3], supported):
             torch.set_num_threads(threads)
             _C.set_cpu_level(name)
-            results.append(gradients("cpu", x, grad, scale, zero, qmin=-8, qmax=7, axis=axis))
+            results.append(gradients("cpu", "cpu", x, grad, scale, zero, qmin=-8, qmax=7, axis=axis))
     finally:
         torch.set_num_threads(before)
         _C.set_cpu_level(level)
@@ -203,8 +217,8 @@ def test_half_types_convert_exactly() -> None:
         assert_same_bits(got, reference.forward(fine.to(dtype), Grid(torch.tensor(0.0371), None, -32768, 32767, None, None, "div")))
 
 
-@pytest.mark.parametrize("backend", FAST)
-def test_every_output_is_written(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@fast
+def test_every_output_is_written(backend: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     empty_like = torch.empty_like
 
     def poisoned(*args: object, **kwargs: object) -> torch.Tensor:
@@ -215,7 +229,7 @@ def test_every_output_is_written(backend: str, monkeypatch: pytest.MonkeyPatch) 
     x = torch.randn(3, 50, 7, 7)
     for axis in (None, 0, 1, 3):
         scale, zero = quantizer(None if axis is None else x.shape[axis], True)
-        for out in gradients(backend, x, torch.ones_like(x), scale, zero, qmin=0, qmax=15, axis=axis):
+        for out in gradients(backend, device, x, torch.ones_like(x), scale, zero, qmin=0, qmax=15, axis=axis):
             assert out.isfinite().all()
 
 
@@ -223,6 +237,6 @@ def test_permuted_gradient_is_read_in_the_order_of_x() -> None:
     x = torch.randn(4, 8, 5, 5).contiguous(memory_format=torch.channels_last)
     grad = torch.randn(4, 8, 5, 5)
     scale = torch.tensor([0.1])
-    for name in BACKENDS:
-        _, grad_x, *_ = gradients(name, x, grad, scale, None, qmin=-128, qmax=127)
+    for place in PLACES:
+        _, grad_x, *_ = gradients(*place, x, grad, scale, None, qmin=-128, qmax=127)
         assert_same_bits(grad_x, grad)

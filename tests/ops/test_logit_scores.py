@@ -13,18 +13,18 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastqat as fq
 from fastqat import InputError, LogitScores, logit_scores
-from fastqat._backend import backends_for
 from fastqat.ops.logit_scores import op
 from fastqat.ops.logit_scores.reference import eager_logit_scores
-from fastqat.testing import assert_same_bits
+from fastqat.testing import assert_same_bits, places
 
 from .logit_cases import CASES, Oracle, some_targets
 
-BACKENDS = backends_for("logit_scores")
+PLACES = places("logit_scores")
+everywhere = pytest.mark.parametrize(("backend", "device"), PLACES)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROWS = {1: 6, 2: 200, 10: 100, 1000: 24, 100_000: 1}  # classes: samples
 RTOL, ATOL = 1e-5, 1e-12  # the contract; one rounding to fp32 is 6e-8 of it
-native = pytest.mark.skipif("cpu" not in BACKENDS, reason="fastqat._C is not built")
+native = pytest.mark.skipif(("cpu", "cpu") not in PLACES, reason="fastqat._C is not built")
 
 
 def assert_matches_oracle(got: LogitScores, logits: Tensor, targets: Tensor, teacher: Tensor) -> None:
@@ -36,6 +36,12 @@ def assert_matches_oracle(got: LogitScores, logits: Tensor, targets: Tensor, tea
         worst = int(excess.argmax())
         assert excess[worst] <= 0, f"{name}[{worst}] is {values[worst]}, not {want[worst]}"
     assert got.correct.tolist() == (oracle.top == targets.numpy()).tolist()
+
+
+def scored(device: str, logits: Tensor, targets: Tensor | None = None, teacher: Tensor | None = None) -> LogitScores:
+    """`logit_scores` computed on `device`, its results on the CPU."""
+    scores = logit_scores(*(None if t is None else t.to(device) for t in (logits, targets, teacher)))
+    return LogitScores(*(None if values is None else values.cpu() for values in scores))
 
 
 def all_fields(scores: LogitScores) -> Iterator[tuple[str, Tensor]]:
@@ -54,33 +60,33 @@ def seed() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("classes", ROWS)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_accuracy(backend: str, classes: int, case: str) -> None:
+@everywhere
+def test_accuracy(backend: str, device: str, classes: int, case: str) -> None:
     logits, teacher = CASES[case](ROWS[classes], classes)
     targets = some_targets(logits)
     with fq.use_backend(backend):
-        assert_matches_oracle(logit_scores(logits, targets, teacher), logits, targets, teacher)
+        assert_matches_oracle(scored(device, logits, targets, teacher), logits, targets, teacher)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_agreement_to_the_last_bit(backend: str) -> None:
+@everywhere
+def test_agreement_to_the_last_bit(backend: str, device: str) -> None:
     # One fp32 step apart: ds is 2e-11, far below the error of an fp32 normaliser.
     teacher = torch.tensor([[float.fromhex("-0x1.5e2be4p-10"), float.fromhex("-0x1.8c4d36p-11")]])
     logits, targets = torch.nextafter(teacher, torch.zeros_like(teacher)), torch.tensor([0])
     with fq.use_backend(backend):
-        assert_matches_oracle(logit_scores(logits, targets, teacher), logits, targets, teacher)
+        assert_matches_oracle(scored(device, logits, targets, teacher), logits, targets, teacher)
 
 
 @pytest.mark.parametrize("teacher_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_storage_types(backend: str, dtype: torch.dtype, teacher_dtype: torch.dtype) -> None:
+@everywhere
+def test_storage_types(backend: str, device: str, dtype: torch.dtype, teacher_dtype: torch.dtype) -> None:
     logits, teacher = (torch.randn(40, 37) * 5).to(dtype), (torch.randn(40, 37) * 5).to(teacher_dtype)
     teacher[::2] = logits[::2].to(teacher_dtype)
     logits[0, :3] = torch.tensor([65504.0, 1e-7, -6e-8]).to(dtype)
     targets = some_targets(logits)
     with fq.use_backend(backend):
-        assert_matches_oracle(logit_scores(logits, targets, teacher), logits, targets, teacher)
+        assert_matches_oracle(scored(device, logits, targets, teacher), logits, targets, teacher)
 
 
 @native
@@ -99,19 +105,19 @@ def test_float64_takes_the_reference() -> None:
     assert {name: values.dtype for name, values in all_fields(scores)} == {
         name: torch.bool if name == "correct" else torch.float64 for name in LogitScores._fields
     }
-    if "cpu" in BACKENDS:
+    if ("cpu", "cpu") in PLACES:
         with fq.use_backend("cpu"), pytest.raises(RuntimeError, match="float64 runs on the reference backend only"):
             logit_scores(logits)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_only_what_was_asked(backend: str) -> None:
+@everywhere
+def test_only_what_was_asked(backend: str, device: str) -> None:
     logits, targets, teacher = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.randn(4, 3)
     own, with_targets, with_teacher = {"entropy", "confidence", "margin"}, {"loss", "evs", "correct"}, {"ds", "res", "kd"}
     with fq.use_backend(backend):
-        everything = logit_scores(logits, targets, teacher)
+        everything = scored(device, logits, targets, teacher)
         for t, u in itertools.product([None, targets], [None, teacher]):
-            scores = logit_scores(logits, t, u)
+            scores = scored(device, logits, t, u)
             assert {name for name, _ in all_fields(scores)} == own | (with_targets if t is not None else set()) | (
                 with_teacher if u is not None else set()
             )
@@ -119,48 +125,48 @@ def test_only_what_was_asked(backend: str) -> None:
                 assert_same_bits(values, getattr(everything, name), name)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_any_row_stride(backend: str) -> None:
-    logits, teacher, targets = torch.randn(9, 33), torch.randn(9, 33), torch.randint(0, 33, (9,))
-    wide = torch.full((9, 50), torch.nan)
+@everywhere
+def test_any_row_stride(backend: str, device: str) -> None:
+    logits, teacher, targets = (t.to(device) for t in (torch.randn(9, 33), torch.randn(9, 33), torch.randint(0, 33, (9,))))
+    wide = torch.full((9, 50), torch.nan, device=device)
     wide[:, 7:40] = logits
-    wide_targets = torch.full((9, 2), -1)
+    wide_targets = torch.full((9, 2), -1, device=device)
     wide_targets[:, 1] = targets
     with fq.use_backend(backend):
-        want = logit_scores(logits, targets, teacher)
-        assert_same_scores(logit_scores(wide[:, 7:40], wide_targets[:, 1], teacher.t().contiguous().t()), want)
-        one = logit_scores(logits[:1].expand(9, 33), targets[:1].expand(9), teacher[:1].expand(9, 33))
+        want = scored(device, logits, targets, teacher)
+        assert_same_scores(scored(device, wide[:, 7:40], wide_targets[:, 1], teacher.t().contiguous().t()), want)
+        one = scored(device, logits[:1].expand(9, 33), targets[:1].expand(9), teacher[:1].expand(9, 33))
         for name, values in all_fields(one):
             assert_same_bits(values, getattr(want, name)[:1].expand(9), name)
 
 
 @pytest.mark.parametrize("classes", [1, 5])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_no_rows(backend: str, classes: int) -> None:
+@everywhere
+def test_no_rows(backend: str, device: str, classes: int) -> None:
     with fq.use_backend(backend):
-        scores = logit_scores(torch.empty(0, classes), torch.empty(0, dtype=torch.int64), torch.empty(0, classes))
+        scores = scored(device, torch.empty(0, classes), torch.empty(0, dtype=torch.int64), torch.empty(0, classes))
     assert [values.shape for values in scores] == [(0,)] * 9
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_first_of_equal_maxima_is_the_prediction(backend: str) -> None:
+@everywhere
+def test_first_of_equal_maxima_is_the_prediction(backend: str, device: str) -> None:
     logits = torch.zeros(3, 40)
     logits[:, [7, 30]] = 2.0
     with fq.use_backend(backend):
-        scores = logit_scores(logits, torch.tensor([7, 30, 0]))
+        scores = scored(device, logits, torch.tensor([7, 30, 0]))
     assert scores.correct.tolist() == [True, False, False]
     assert scores.margin.tolist() == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("classes", [1, 3, 40])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_nan_row_gives_nan_scores_and_no_other(backend: str, bad: float, classes: int) -> None:
+@everywhere
+def test_nan_row_gives_nan_scores_and_no_other(backend: str, device: str, bad: float, classes: int) -> None:
     clean, teacher = torch.randn(6, classes), torch.randn(6, classes)
     logits, bad_teacher, targets = clean.clone(), teacher.clone(), torch.zeros(6, dtype=torch.int64)
     logits[1, 0] = logits[2, -1] = bad_teacher[4, -1] = bad
     with fq.use_backend(backend):
-        scores, want = logit_scores(logits, targets, bad_teacher), logit_scores(clean, targets, teacher)
+        scores, want = scored(device, logits, targets, bad_teacher), scored(device, clean, targets, teacher)
     for name, values in all_fields(scores):
         spoilt = [1, 2, 4] if name in ("ds", "res", "kd") else [1, 2]
         kept = [i for i in range(6) if i not in spoilt]
@@ -168,22 +174,22 @@ def test_nan_row_gives_nan_scores_and_no_other(backend: str, bad: float, classes
         assert not values[spoilt].any() if name == "correct" else values[spoilt].isnan().all(), name
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_all_classes_masked_gives_nan(backend: str) -> None:
+@everywhere
+def test_all_classes_masked_gives_nan(backend: str, device: str) -> None:
     masked, targets = torch.full((2, 20), -torch.inf), torch.tensor([0, 19])
     with fq.use_backend(backend):
-        scores = logit_scores(masked, targets, masked)
+        scores = scored(device, masked, targets, masked)
     assert all(not values.any() if name == "correct" else values.isnan().all() for name, values in all_fields(scores))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_masked_classes_do_not_count(backend: str) -> None:
+@everywhere
+def test_masked_classes_do_not_count(backend: str, device: str) -> None:
     logits, teacher, targets = torch.randn(8, 30), torch.randn(8, 30), torch.randint(0, 30, (8,))
     gap = torch.full((8, 25), -torch.inf)
     with fq.use_backend(backend):
-        want = logit_scores(logits, targets, teacher)
-        got = logit_scores(torch.cat([logits, gap], 1), targets, torch.cat([teacher, gap], 1))
-        lost = logit_scores(torch.cat([logits, gap], 1), targets + 25, torch.cat([teacher, gap + 1e9], 1).nan_to_num(neginf=0.0))
+        want = scored(device, logits, targets, teacher)
+        got = scored(device, torch.cat([logits, gap], 1), targets, torch.cat([teacher, gap], 1))
+        lost = scored(device, torch.cat([logits, gap], 1), targets + 25, torch.cat([teacher, gap + 1e9], 1).nan_to_num(neginf=0.0))
     for name, values in all_fields(got):
         torch.testing.assert_close(values, getattr(want, name), rtol=1e-6, atol=1e-12)
     assert lost.kd.isinf().all() and lost.ds.isfinite().all() and lost.res.isfinite().all()
@@ -227,9 +233,10 @@ def test_autocast_changes_nothing() -> None:
         assert_same_scores(logit_scores(logits, None, teacher), want)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_opcheck(backend: str) -> None:
-    logits, teacher, targets = torch.randn(6, 5), torch.randn(5, 6).t().bfloat16(), torch.randint(0, 5, (6,))
+@everywhere
+def test_opcheck(backend: str, device: str) -> None:
+    logits, teacher, targets = torch.randn(6, 5), torch.randn(5, 6).bfloat16(), torch.randint(0, 5, (6,))
+    logits, teacher, targets = logits.to(device), teacher.to(device).t(), targets.to(device)
     with fq.use_backend(backend):
         for t, u in itertools.product([None, targets], [None, teacher]):
             torch.library.opcheck(op.logit_scores, (logits, t, u))
@@ -270,7 +277,7 @@ BAD_INPUT: dict[str, tuple[tuple[Tensor | None, ...], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [backend for backend, device in PLACES if device == "cpu"])
 def test_bad_input(backend: str, case: str) -> None:
     arguments, message = BAD_INPUT[case]
     with fq.use_backend(backend), pytest.raises(InputError, match=message):

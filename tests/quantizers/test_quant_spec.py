@@ -9,6 +9,7 @@ from torch import nn
 
 from fastqat.nn import QConfig, quantize
 from fastqat.quantizers import Quantizer, QuantSpec, list_quantizers, make_quantizer, register_quantizer
+from fastqat.quantizers.layout import ScaleLayout
 from fastqat.quantizers.registry import _QUANTIZERS
 from fastqat.quantizers.stats import RangeStats
 
@@ -45,11 +46,16 @@ def test_qrange_of_an_undecided_sign() -> None:
         ({"bits": 4.0}, "whole numbers"),
         ({"bits": True}, "whole numbers"),
         ({"bits": 4, "signed": "yes"}, "'auto'"),
-        ({"bits": 4, "granularity": "row"}, "'tensor', 'channel'"),
+        ({"bits": 4, "granularity": "row"}, r"'tensor', 'channel', or \('group', n\)"),
+        ({"bits": 4, "granularity": "group"}, r"\('group', 64\)"),
+        ({"bits": 4, "granularity": ("group", 0)}, "n >= 1"),
+        ({"bits": 4, "granularity": ("group", True)}, "n >= 1"),
+        ({"bits": 4, "granularity": ("block", 8)}, "'group', n"),
+        ({"bits": 4, "quantizer": "dorefa", "granularity": "channel"}, "with quantizer 'dorefa'; accepted: 'tensor'"),
         ({"bits": 4, "grad_factor": "huge"}, "'paper', 'per_scale', 'range', 'none'"),
         ({"bits": 4, "semantics": "floor"}, "'div', 'reciprocal'"),
-        ({"bits": 4, "quantizer": "magic"}, "registered: 'lsq', 'minmax'"),
-        ({"bits": 4, "init": "magic"}, "'lsq', 'minmax'"),
+        ({"bits": 4, "quantizer": "magic"}, "registered: 'dorefa', 'lsq', 'lsq_plus', 'minmax', 'pact'"),
+        ({"bits": 4, "init": "magic"}, "'lsq', 'minmax', 'mse', 'sigma'"),
         ({"bits": 4, "quantizer": "minmax", "init": "lsq"}, "'minmax'"),
         ({"bits": 4, "symmetric": False}, "no zero point"),
         ({"bits": 4, "symmetric": 1}, "True or False"),
@@ -66,10 +72,11 @@ def test_is_a_frozen_value() -> None:
         spec.bits = 8  # type: ignore[misc]
     assert pickle.loads(pickle.dumps(spec)) == spec
     assert len({spec, QuantSpec(4, granularity="channel"), QuantSpec(4)}) == 2
+    assert QuantSpec(4, granularity=["group", 8]) == QuantSpec(4, granularity=("group", 8)), "as YAML gives it"  # type: ignore[arg-type]
 
 
 def test_registry() -> None:
-    assert {"lsq", "minmax"} <= set(list_quantizers())
+    assert {"dorefa", "lsq", "lsq_plus", "minmax", "pact"} <= set(list_quantizers())
     assert all(list_quantizers().values()), "every quantizer says what it is"
     with pytest.raises(ValueError, match="already registered"):
         register_quantizer("lsq")(type("Other", (), {}))  # type: ignore[type-var]
@@ -82,6 +89,17 @@ def test_bad_role_and_missing_channels() -> None:
         make_quantizer(QuantSpec(4, granularity="channel"), "weight")
 
 
+def test_what_groups_cannot_be_made_of() -> None:
+    spec = QuantSpec(4, granularity=("group", 3))
+    with pytest.raises(ValueError, match=r"layer 'fc': groups of 3 do not divide the 8 inputs of its weight \[4, 8\]; .*overrides="):
+        make_quantizer(spec, "weight", shape=(4, 8), layer="fc")
+    with pytest.raises(ValueError, match="layer 'fc': .*for weights only: use 'tensor' or 'channel'"):
+        make_quantizer(spec, "activation", channels=6, axis=1, layer="fc")
+    for shape in (None, (6,)):
+        with pytest.raises(ValueError, match="pass its shape="):
+            make_quantizer(spec, "weight", shape=shape)
+
+
 def test_a_new_quantizer_is_one_registered_class() -> None:
     @register_quantizer("ternary")
     class Ternary(Quantizer):
@@ -89,8 +107,8 @@ def test_a_new_quantizer_is_one_registered_class() -> None:
 
         inits = ("mean",)
 
-        def __init__(self, spec: QuantSpec, role: str, *, channels: int | None = None, axis: int | None = None):
-            super().__init__(spec, role, channels=channels, axis=axis)
+        def __init__(self, spec: QuantSpec, role: str, layout: ScaleLayout):
+            super().__init__(spec, role, layout)
             self.register_buffer("scale", torch.ones(self.size))
             self.zero_point = None
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from fastqat.nn import QConfig, calibrate, param_groups, quantize
 from fastqat.quantizers import QuantSpec, list_quantizers
 
+from .variants import weight_specs
+
 Data = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -59,13 +61,41 @@ def float_model(digits: Data) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("granularity", ["tensor", "channel"])
-@pytest.mark.parametrize("name", list_quantizers())
-def test_reaches_95_percent_with_4_bits(digits: Data, float_model: nn.Module, name: str, granularity: str) -> None:
-    weight = QuantSpec(4, name, granularity=granularity)
-    model = quantize(copy.deepcopy(float_model), QConfig(weight, QuantSpec(4, name, signed="auto")))
-    calibrate(model, digits[0].split(64), max_batches=4)
-    assert fit(model, digits, epochs=3, lr=1e-3) >= 95
+WITH_4_BITS = {"lsq": 95, "lsq_plus": 95, "pact": 95, "dorefa": 93, "minmax": 95}
+"""Percent right after three epochs at W4A4, in every granularity, from each quantizer's default range."""
+
+WITH_2_BITS = {
+    ("lsq", "lsq"): 93,
+    ("lsq", "mse"): 95,
+    ("lsq_plus", "mse"): 92,
+    ("pact", "mse"): 92,
+    ("dorefa", "minmax"): 88,
+    ("minmax", "minmax"): 86,
+}
+"""Percent right after four epochs at W2A2, per tensor, by quantizer and first range."""
+
+
+def trained(model: nn.Module, weight: QuantSpec, data: Data, epochs: int, lr: float) -> float:
+    """Test accuracy in percent of a copy with such weights, its activations alike but per tensor."""
+    activation = QuantSpec(weight.bits, weight.quantizer, signed="auto", symmetric=weight.symmetric, init=weight.init)
+    model = quantize(copy.deepcopy(model), QConfig(weight, activation))
+    calibrate(model, data[0].split(64), max_batches=4)
+    return fit(model, data, epochs, lr)
+
+
+@pytest.mark.parametrize("label", weight_specs())
+def test_accuracy_with_4_bits(digits: Data, float_model: nn.Module, label: str) -> None:
+    spec = weight_specs()[label]
+    assert trained(float_model, spec, digits, epochs=3, lr=1e-3) >= WITH_4_BITS[spec.quantizer]
+
+
+@pytest.mark.parametrize(("name", "init"), WITH_2_BITS)
+def test_accuracy_with_2_bits(digits: Data, float_model: nn.Module, name: str, init: str) -> None:
+    assert trained(float_model, QuantSpec(2, name, init=init), digits, epochs=4, lr=2e-3) >= WITH_2_BITS[name, init]
+
+
+def test_every_quantizer_has_its_row() -> None:
+    assert WITH_4_BITS.keys() == {name for name, _ in WITH_2_BITS} == set(list_quantizers())
 
 
 def test_lsq_reaches_93_percent_with_2_bit_weights(digits: Data, float_model: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._autograd import apply, tracked
 from . import op
 from .reference import SEMANTICS
 
@@ -107,7 +108,8 @@ def fake_quantize(
 
     Computes in fp32 whatever the storage type, with one cast at the end; every backend, thread count and instruction set gives the
     same bits of x_hat and grad_x. NaN stays NaN (its grad_x is 0, the other gradients become NaN); ±inf saturates; −0 is never
-    returned. Dense layouts (contiguous, channels-last, transposed) are read in place order; others cost one copy.
+    returned. Dense layouts (contiguous, channels-last, transposed) are read in place order; others cost one copy. In eager mode
+    torch.func's vmap, grad and jacrev take it; a derivative of its gradients, or one in forward mode, is refused.
 
     Args:
         x: any shape; float32, bfloat16, float16 (float64 on the reference backend).
@@ -144,9 +146,8 @@ def fake_quantize(
         tensor([[0.2500, 0.2500, 2.0000, 2.0000]])
     """
     axis = check_range(x, scale, zero_point, qmin, qmax, axis, group_size, semantics)
-    differentiable = x.requires_grad or scale.requires_grad or (zero_point is not None and zero_point.requires_grad)
-    if differentiable and torch.is_grad_enabled():
-        return op.FakeQuantize.apply(x, scale, zero_point, qmin, qmax, axis, group_size, semantics, grad_factor)
+    if tracked(x, scale, zero_point):
+        return apply(op.FakeQuantize, x, scale, zero_point, qmin, qmax, axis, group_size, semantics, grad_factor)
     return op.fake_quant(x, scale, zero_point, qmin, qmax, axis, group_size, semantics)
 
 

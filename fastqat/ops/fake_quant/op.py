@@ -6,19 +6,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ... import _backend
+from .._autograd import once, op_function
 from .._layout import by_storage, dense, from_storage, like, quant_view
-from .._library import define_op
-from . import reference
+from .._library import define_op, define_vmap
+from . import reference, vmap
+from .launch import Triton
 from .reference import Grid, code_dtype
 
 OP = "fake_quant"
 
 
 class Native:
-    """The C++ kernels behind ``fastqat._C``, for CPU tensors."""
+    """The C++ kernels: those of ``fastqat._C`` for CPU tensors, those of ``fastqat._C_cuda`` for CUDA tensors."""
 
     @staticmethod
     def refuses(x: Tensor, *others: Tensor) -> str | None:
@@ -67,7 +68,9 @@ def _numbers(x: Tensor, grid: Grid) -> tuple[int | bool, ...]:
 
 
 _backend.register(OP, "reference", reference)
+_backend.register(OP, "triton", Triton)
 _backend.register(OP, "cpu", Native)
+_backend.register(OP, "cuda", Native)
 
 
 # Each implementation takes the operator's arguments in the order of its schema; the seven after x are those of a Grid.
@@ -110,19 +113,27 @@ fake_quant_backward = define_op(
 )
 
 
+define_vmap(fake_quant, vmap.values_rule(fake_quant))
+define_vmap(quantize_codes, vmap.values_rule(quantize_codes))
+define_vmap(fake_quant_backward, vmap.gradients_rule(fake_quant_backward))
+
+
+@op_function
 class FakeQuantize(torch.autograd.Function):
     """Saves x, scale and zero point; the backward recomputes the rest in one pass over x and grad_y."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *args: Any) -> Tensor:
-        """args: the seven of a Grid, then grad_factor."""
-        scale, zero_point, *numbers, grad_factor = args
-        ctx.save_for_backward(x, scale, zero_point)
-        ctx.options = (*numbers, grad_factor)
-        return fake_quant(x, scale, zero_point, *numbers)
+    def compute(*args: Any) -> Tensor:
+        """args: x, the seven of a Grid, then grad_factor."""
+        return fake_quant(*args[:-1])
 
     @staticmethod
-    @once_differentiable
+    def save(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor | None, *options: Any) -> None:
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.options = options
+
+    @staticmethod
+    @once
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # torch types it as *Any
         x, scale, zero_point = ctx.saved_tensors
         _, needs_scale, needs_zero_point = ctx.needs_input_grad[:3]

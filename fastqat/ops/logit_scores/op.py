@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ... import _backend
 from ..._errors import InputError
-from .._library import define_op
+from .._library import define_op, define_vmap
 from . import reference
 
 OP = "logit_scores"
@@ -59,3 +61,19 @@ def _forward_fake(logits: Tensor, targets: Tensor | None, teacher_logits: Tensor
 
 
 logit_scores = define_op("logit_scores(Tensor logits, Tensor? targets, Tensor? teacher_logits) -> Tensor[]", _forward, _forward_fake)
+
+
+def _vmap(
+    info: Any, in_dims: tuple[int | None, ...], logits: Tensor, targets: Tensor | None, teacher_logits: Tensor | None
+) -> tuple[list[Tensor], list[int]]:
+    """The rows of all samples of the batch in one call."""
+    size = info.batch_size
+    given = (logits, targets, teacher_logits)
+    batches = (
+        None if t is None else t.expand(size, *t.shape) if d is None else t.movedim(d, 0) for t, d in zip(given, in_dims, strict=True)
+    )
+    found = logit_scores(*(None if t is None else t.flatten(0, 1) for t in batches))
+    return [values.unflatten(0, (size, -1)) for values in found], [0] * len(found)
+
+
+define_vmap(logit_scores, _vmap)

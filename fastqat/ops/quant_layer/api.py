@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from .._autograd import apply, tracked
 from ..fake_quant.api import check_range
 from ..fake_quant.reference import SEMANTICS
 from . import op
@@ -50,8 +50,8 @@ def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, conv: list[int], x_qu
     x_scale, x_zero_point, x_code, x_factor, x_per_scale = _encode(x, x_quant)
     w_scale, w_zero_point, w_code, w_factor, w_per_scale = _encode(weight, w_quant)
     tensors = (x, weight, bias, x_scale, x_zero_point, w_scale, w_zero_point)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return op.QuantLayer.apply(*tensors, x_code, w_code, conv, [x_factor, w_factor], [x_per_scale, w_per_scale])
+    if tracked(*tensors):
+        return apply(op.QuantLayer, *tensors, x_code, w_code, conv, [x_factor, w_factor], [x_per_scale, w_per_scale])
     return op.quant_layer(*tensors, x_code, w_code, conv)
 
 
@@ -72,6 +72,7 @@ def quant_linear(
         TypeError, ValueError: as `fastqat.fake_quantize`.
 
     Example:
+        >>> import torch
         >>> w = QuantArgs(torch.tensor(0.5), None, -2, 1)
         >>> quant_linear(torch.ones(1, 2), torch.tensor([[0.3, 9.0]]), w_quant=w)
         tensor([[1.]])
@@ -106,6 +107,7 @@ def quant_conv(
         TypeError, ValueError: as `fastqat.fake_quantize`.
 
     Example:
+        >>> import torch
         >>> w = QuantArgs(torch.tensor(1.0), None, -2, 1)
         >>> quant_conv(torch.ones(1, 1, 3), torch.full((1, 1, 2), 0.8), stride=[1], padding=[0], dilation=[1], w_quant=w)
         tensor([[[2., 2.]]])

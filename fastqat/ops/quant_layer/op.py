@@ -7,14 +7,16 @@ Backward:  x_hat and w_hat are computed again from x and w, the only large tenso
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ... import _backend
+from .._autograd import once, op_function
 from .._library import define_op
 from ..fake_quant.op import OP as FAKE_QUANT
 from ..fake_quant.reference import SEMANTICS, Grid
@@ -86,6 +88,21 @@ def _input_gradient(grad_y: Tensor, x: Tensor, w_hat: Tensor, conv: list[int]) -
     return grad_y @ w_hat
 
 
+def _as_given(implementation: Callable[..., Any]) -> Callable[..., Any]:
+    """`implementation` in the dtypes of its arguments: inside an autocast region torch would cast the operands of the product."""
+
+    @functools.wraps(implementation)
+    def run(x: Tensor, *args: Any) -> Any:
+        device = x.device.type
+        if not torch.is_autocast_enabled(device) or x.dtype == torch.get_autocast_dtype(device):
+            return implementation(x, *args)
+        with torch.autocast(device, enabled=False):
+            return implementation(x, *args)
+
+    return run
+
+
+@_as_given
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -102,10 +119,12 @@ def _forward(
     return _layer(x_hat, Operand(w_scale, w_zero_point, w_code).apply(weight), bias, conv)
 
 
+@_as_given
 def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     return _layer(x, weight, bias, rest[-1])
 
 
+@_as_given
 def _backward(
     grad_y: Tensor,
     x: Tensor,
@@ -155,20 +174,23 @@ quant_layer_backward = define_op(
 )
 
 
+@op_function
 class QuantLayer(torch.autograd.Function):
     """Saves x, weight and the quantizers' parameters."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
+    def compute(*args: Any) -> Tensor:
         """args: the seven tensors of the operator, x_code, w_code, conv, factors, per_scale."""
-        x, weight, bias, *quantizers, x_code, w_code, conv, factors, per_scale = args
-        ctx.save_for_backward(x, weight, *quantizers)
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.options = (x_code, w_code, conv, factors, per_scale)
-        return quant_layer(x, weight, bias, *quantizers, x_code, w_code, conv)
+        return quant_layer(*args[:-2])
 
     @staticmethod
-    @once_differentiable
+    def save(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> None:
+        ctx.save_for_backward(x, weight, *args[:4])
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.options = args[4:]
+
+    @staticmethod
+    @once
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # torch types it as *Any
         x, weight, *quantizers = ctx.saved_tensors
         needs = list(ctx.needs_input_grad[:7])
