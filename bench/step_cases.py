@@ -53,7 +53,21 @@ class Net:
         samples, side, dtype = (4, 16, torch.float64) if size == "small" else (self.batch, self.side, torch.float32)
         model = self.small() if size == "small" else self.build()
         x = torch.randn(samples, 3, side, side).to(dtype, memory_format=self.layout)
-        return Inputs(model.to(dtype=dtype, memory_format=self.layout), x, torch.arange(samples) % CLASSES)
+        model = model.to(dtype=dtype, memory_format=self.layout)
+        _settle(model, x)
+        return Inputs(model, x, torch.arange(samples) % CLASSES)
+
+
+@torch.no_grad()
+def _settle(model: nn.Module, x: Tensor) -> None:
+    """Give the batch norms of a fresh model the statistics of x: with others, calibration finds ranges that training then leaves."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    usual = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # the mean over all batches seen, here one
+    model.train()(x)
+    for norm, momentum in zip(norms, usual, strict=True):
+        norm.momentum = momentum
 
 
 def step_of(build: Callable[[Inputs], nn.Module]) -> Callable[[Inputs], Work]:

@@ -56,7 +56,7 @@ def tiling(view: View, itemsize: int, backward: bool = False) -> Tiling:
         (1, 1024, 977)
         >>> cut = tiling(View(1, 802816, 24, 1), 4, backward=True)  # channels-last, per channel
         >>> cut.fold, cut.width, cut.constants["ROWS"], cut.constants["COLUMNS"], cut.chunks
-        (4, 96, 32, 32, 698)
+        (4, 96, 32, 32, 628)
     """
     vector, size = VECTOR_BYTES // itemsize, math.prod(view)
     warps, per_thread = WARPS, THREAD
