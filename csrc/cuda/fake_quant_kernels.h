@@ -1,5 +1,5 @@
 // Kernels of fake quantization: every element is read once, in 128-bit accesses where pointers allow. Sums take two stages: a few
-// terms in fp32, the rest in fp64, in an order that only the cut decides; `finish_sums` adds the partials. No atomics.
+// terms in fp32, the rest in fp64, in an order that only the cut decides; `FinishSums` adds the partials. No atomics.
 #pragma once
 
 #include "fake_quant_cut.h"

@@ -30,12 +30,11 @@ def tracked(*tensors: Tensor | None) -> bool:
 
 def apply(function: Any, *args: Any) -> Any:
     """``function.apply(*args)`` for a Function made by `op_function`."""
-    return _apply_transformed(function, *args) if transforming() else function.apply(*args)
+    if not transforming():
+        return function.apply(*args)
+    from ._transformed import apply_transformed  # here, since it imports torch's compiler: a second that most processes never need
 
-
-@torch.compiler.disable(reason="fastqat's operators run in eager mode inside the transforms of torch.func")
-def _apply_transformed(function: Any, *args: Any) -> Any:
-    return function.transformed.apply(*args)
+    return apply_transformed(function, *args)
 
 
 def op_function(function: Any) -> Any:
