@@ -76,7 +76,7 @@ def by_storage(x: Tensor, scale: Tensor) -> Tensor:
 def from_storage(x: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
     """The inverse of `by_storage`: `values` in the storage order of `x`, returned contiguous with `shape`."""
     if len(shape) != x.dim() or x.is_contiguous():
-        return values.view(shape)
+        return values if values.shape == shape else values.view(shape)
     order = _every_dim(x)
     inverse = sorted(range(len(order)), key=order.__getitem__)
     return values.view([shape[d] for d in order]).permute(inverse).contiguous()

@@ -30,14 +30,14 @@ class Native:
     def forward(x: Tensor, grid: Grid) -> Tensor:
         x = dense(x)
         x_hat = torch.empty_like(x)
-        torch.ops.fastqat_native.fake_quant(x, *_scales(x, grid), x_hat, *_numbers(x, grid))
+        torch.ops.fastqat_native.fake_quant.default(x, *_scales(x, grid), x_hat, *_numbers(x, grid))
         return x_hat
 
     @staticmethod
     def codes(x: Tensor, grid: Grid) -> Tensor:
         x = dense(x)
         codes = torch.empty_like(x, dtype=code_dtype(grid.qmin, grid.qmax))
-        torch.ops.fastqat_native.quantize_codes(x, *_scales(x, grid), codes, *_numbers(x, grid))
+        torch.ops.fastqat_native.quantize_codes.default(x, *_scales(x, grid), codes, *_numbers(x, grid))
         return codes
 
     @staticmethod
@@ -48,10 +48,10 @@ class Native:
         grad = like(x, grad_y)
         grad_x = grad if in_place or grad is not grad_y else torch.empty_like(x)
         sums = tuple(
-            torch.empty(grid.scale.numel(), dtype=torch.float32, device=x.device) if wanted else None
+            torch.empty_like(grid.scale, dtype=torch.float32, memory_format=torch.contiguous_format) if wanted else None
             for wanted in (needs_scale, needs_zero_point)
         )
-        torch.ops.fastqat_native.fake_quant_backward(x, *_scales(x, grid), grad, grad_x, *sums, *_numbers(x, grid), grad_factor)
+        torch.ops.fastqat_native.fake_quant_backward.default(x, *_scales(x, grid), grad, grad_x, *sums, *_numbers(x, grid), grad_factor)
         grad_scale, grad_zero_point = (None if each is None else from_storage(x, each, grid.scale.shape) for each in sums)
         return grad_x, grad_scale, grad_zero_point
 
