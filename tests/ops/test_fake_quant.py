@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import pytest
 import torch
@@ -14,7 +13,8 @@ from fastqat.ops.fake_quant import reference
 from fastqat.ops.fake_quant.reference import Grid
 from fastqat.testing import assert_same_bits, assert_sum_close, with_layout
 
-PLACES = testing.places("fake_quant")
+# Interpreted Triton kernels take their time: test_fake_quant_matrix.py and test_fake_quant_triton.py are for them.
+PLACES = [place for place in testing.places("fake_quant") if place != ("triton", "cpu")]
 FAST = [place for place in PLACES if place != ("reference", "cpu")]  # compared with the reference on the CPU
 RANGES = {"w2": (-2, 1), "u4": (0, 15), "s8": (-128, 127), "u16": (0, 65535)}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -29,15 +29,6 @@ def quantizer(channels: int | None, zero_point: bool) -> tuple[torch.Tensor, tor
     n = 1 if channels is None else channels
     scale = torch.rand(n, generator=generator) * 0.2 + 0.01
     return scale, torch.randint(-1, 3, (n,), generator=generator).float() if zero_point else None
-
-
-@pytest.fixture(autouse=True)
-def what_the_interpreter_can(request: pytest.FixtureRequest) -> None:
-    """Triton's interpreter has no bfloat16 and is slow: it gets the other types, up to 64k elements."""
-    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    if (parameters.get("backend"), parameters.get("device")) == ("triton", "cpu"):
-        if parameters.get("dtype") == torch.bfloat16 or math.prod(parameters.get("shape", ())) > 2**16:
-            pytest.skip("not for Triton's interpreter")
 
 
 def on(device: str, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
