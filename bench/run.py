@@ -56,7 +56,8 @@ def main(quick: bool = False, filter: str | None = None, out: Path | None = None
         if target is not None:
             append_rows(target, [row for row in rows if row.case == case.name], machine)
     if skipped := left_out(filter):
-        console.print(f"skipped, since torch sees no CUDA device: {', '.join(skipped)}", style="dim", highlight=False)
+        families = ", ".join(sorted({name.rpartition("/")[0] for name in skipped}))
+        console.print(f"{len(skipped)} cases skipped, since torch sees no CUDA device: {families}", style="dim", highlight=False)
     if target is not None:
         console.print(f"rows added to {target}", highlight=False)
     return rows

@@ -33,8 +33,6 @@ FASTQAT_INLINE Pointers pointers_at(const Job& job, int64_t offset) {
   return {static_cast<const T*>(job.x) + offset, static_cast<const T*>(job.grad_y) + offset, static_cast<T*>(job.out) + offset};
 }
 
-// --- rows -------------------------------------------------------------------------------------------------------------------------
-
 template <int n>
 FASTQAT_INLINE float tree_sum(const float* terms) {
   if constexpr (n == 1)
@@ -155,8 +153,6 @@ FASTQAT_INLINE void backward_rows(const Job& job, int64_t begin, int64_t end) {
     }
   }
 }
-
-// --- columns ----------------------------------------------------------------------------------------------------------------------
 
 constexpr int64_t kRun = 8;  // rows whose terms are added up in fp32
 
