@@ -21,7 +21,10 @@ from torch.utils.cpp_extension import BuildExtension, include_paths, library_pat
 ROOT = Path(__file__).parent
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # LibTorch stable ABI of 2.10: any later torch loads the same object
 CXX_FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall"]
-NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-fmad=false", "-Xfatbin=-compress-all", "-DUSE_CUDA", STABLE_ABI]
+NVCC_FLAGS = [
+    *["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-fmad=false", "-Xfatbin=-compress-all"],
+    *["-DUSE_CUDA", STABLE_ABI],
+]
 
 
 def sources(folder: str, suffix: str) -> list[str]:
