@@ -27,11 +27,11 @@ def check(*arguments: object, **environment: str) -> subprocess.CompletedProcess
     )
 
 
-def test_dry_run_names_the_parts_and_every_test_file() -> None:
-    done = check("--dry")
+def test_dry_run_names_the_parts_and_every_test_file(tmp_path: Path) -> None:
+    done = check(tmp_path / "out", "--dry")
     assert done.returncode == 0, done.stderr
     assert f"torch {torch.__version__}" in done.stdout and "would run build, tests, static, bench for at most 570 s" in done.stdout
-    assert "tests/ops/test_fake_quant.py" in done.stdout and not (ROOT / "gpu_check").exists()
+    assert "tests/ops/test_fake_quant.py" in done.stdout and not (tmp_path / "out").exists()
 
 
 def test_runs_tests_and_tells_which_fail(tmp_path: Path) -> None:
@@ -50,10 +50,15 @@ def test_runs_tests_and_tells_which_fail(tmp_path: Path) -> None:
 
 
 def test_a_part_that_hangs_is_ended_with_all_it_started(tmp_path: Path) -> None:
-    child = f"import time; time.sleep(60); open({str(tmp_path / 'alive')!r}, 'w')"
-    code = f"import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
-    ended = gpu_check.run([sys.executable, "-c", code], 3)
-    assert ended.status is None and ended.verdict == "ran out of time" and ended.seconds < 20 and "begun" in ended.text
+    child = f"import time; print('child begun', flush=True); time.sleep(300); open({str(tmp_path / 'alive')!r}, 'w')"
+    code = f"import subprocess, sys; print('parent begun', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
+    for seconds in (2, 10, 60):  # a loaded machine may take long to start two interpreters
+        ended = gpu_check.run([sys.executable, "-c", code], seconds)
+        assert ended.status is None and ended.verdict == "ran out of time"
+        if "child begun" in ended.text:
+            break
+    assert "parent begun" in ended.text and "child begun" in ended.text
+    assert not (tmp_path / "alive").exists()  # had the child lived on, its end of the pipe would have been waited for
 
 
 def test_nothing_is_started_when_no_time_is_left() -> None:
@@ -141,4 +146,4 @@ def test_clocks_of_the_device() -> None:
     x = torch.ones(1 << 26, device="cuda")
     for clock in (gpu_timing.stream, gpu_timing.cold):
         once, thrice = (min(clock(call, 10)) for call in (x.clone, lambda: [x.clone() for _ in range(3)]))
-        assert 2 < thrice / once < 4
+        assert 2 * x.nbytes / 50e12 < once < thrice  # longer than a launch: no memory moves 50 TB/s

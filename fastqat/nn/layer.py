@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import FrameType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from ..ops.quant_layer.api import QuantArgs
 from ..quantizers import Quantizer, QuantSpec, make_quantizer
-from .weights import quantize_alone
+from .weights import is_running, quantize_alone, version
 
 
 class Quantizers(NamedTuple):
@@ -33,6 +34,7 @@ class QuantLayer(nn.Module):
     activation_quantizer: Quantizer | None
     shares_weight_quant = False  # set by `share_weight_quant`
     w_hat: Tensor | None = None  # the quantized weight while a forward of the model that shares is running
+    w_hat_origin: tuple[FrameType, int] | None = None  # that forward's call, and the version of the weight; None if torch.compile traced it
 
     def __init__(self, *args: Any, weight: QuantSpec | None = None, activation: QuantSpec | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -75,9 +77,21 @@ class QuantLayer(nn.Module):
         if quantizer is None:
             return x, self.weight, x_quant, None
         if self.shares_weight_quant:
-            return x, quantize_alone(quantizer, self.weight) if self.w_hat is None else self.w_hat, x_quant, None
+            w_hat = self._shared_w_hat()
+            return x, quantize_alone(quantizer, self.weight) if w_hat is None else w_hat, x_quant, None
         weight, w_quant = quantizer.operand(self.weight)
         return x, weight, x_quant, w_quant
+
+    def _shared_w_hat(self) -> Tensor | None:
+        """w_hat if it holds: a forward that ended by KeyboardInterrupt leaves it behind, for torch runs hooks after an Exception only."""
+        if self.w_hat is None or self.w_hat_origin is None or torch.compiler.is_compiling():
+            return self.w_hat
+        frame, of_version = self.w_hat_origin
+        return self.w_hat if version(self.weight) == of_version and is_running(frame) else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles get: nothing of a forward that runs or was interrupted."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("w_hat", "w_hat_origin")}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -92,6 +106,8 @@ class QuantLayer(nn.Module):
 def autocast_input(x: Tensor) -> Tensor:
     """x in the dtype of the autocast region it is used in, as torch casts the input of a float layer."""
     device = x.device.type
+    if not torch.amp.is_autocast_available(device):  # meta
+        return x
     if not torch.is_autocast_enabled(device) or not x.is_floating_point() or x.dtype == torch.float64:
         return x
     return x.to(torch.get_autocast_dtype(device))

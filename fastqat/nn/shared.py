@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import torch
 from torch import nn
 
 from .._errors import InputError
 from ..quantizers import Quantizer
 from .layer import QuantLayer
-from .weights import quantize_weights
+from .weights import quantize_weights, version
 
 _HOOKS = "_weight_quant_hooks"
 """Attribute of a model that shares: the handles of its two hooks."""
@@ -28,6 +30,9 @@ def share_weight_quant(model: nn.Module, enabled: bool = True) -> nn.Module:
       size of the weights on top of what a step needs. The layers' own rule, to keep x and w only, holds for x alone.
     * the gradients of all weights arrive at the very end of the backward pass: DistributedDataParallel cannot send the first of them while
       the last are computed.
+    * all weights are one node of the graph: separate backward passes through disjoint parts of one forward (auxiliary losses one by one,
+      the two of a GAN) fail with "backward through the graph a second time". Add the losses up, pass ``retain_graph=True`` to all but the
+      last, or do not share.
 
     Works in train and eval mode, without gradients, under autocast, ``torch.compile`` (fullgraph) and ``torch.utils.checkpoint`` of parts
     of the model. A part of the model called by itself quantizes its own weights. Layers whose weight is no plain parameter (computed by a
@@ -78,14 +83,17 @@ def _sharing(model: nn.Module) -> list[tuple[QuantLayer, Quantizer]]:
 
 def _quantize(model: nn.Module, inputs: Any) -> None:
     """Before the forward of `model`: give every layer its w_hat."""
+    _drop(model, inputs, None)  # of a forward that was interrupted
+    frame = None if torch.compiler.is_compiling() else sys._getframe(1)  # of torch's __call__, which runs the forward
     sharing = _sharing(model)
     w_hats = quantize_weights([quantizer for _, quantizer in sharing], [layer.weight for layer, _ in sharing])
     for (layer, _), w_hat in zip(sharing, w_hats, strict=True):
         layer.w_hat = w_hat
+        layer.w_hat_origin = None if frame is None else (frame, version(layer.weight))
 
 
 def _drop(model: nn.Module, inputs: Any, output: Any) -> None:
     """After it, whatever happened: only the graph still holds them."""
     for module in model.modules():
         if isinstance(module, QuantLayer) and module.w_hat is not None:
-            module.w_hat = None
+            module.w_hat = module.w_hat_origin = None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
+from types import FrameType
 
 import torch
 from torch import Tensor
 
+from ..ops._autograd import transforming
 from ..ops.fake_quant_all.api import fake_quantize_all
 from ..ops.quant_layer.api import QuantArgs
 from ..quantizers import Quantizer
@@ -50,9 +53,10 @@ def quantize_alone(quantizer: Quantizer, weight: Tensor) -> Tensor:
     """w_hat of one weight, hidden from the saved-tensor hooks that are active.
 
     A checkpoint (torch.utils.checkpoint) runs its part again in the backward pass and compares what it saves with the first time, when
-    w_hat came from outside. What is hidden are the weight and its scale, which the model keeps anyway.
+    w_hat came from outside. What is hidden are the weight and its scale, which the model keeps anyway. torch.func's transforms know no such
+    hooks, and so no checkpoints either.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or transforming():
         return quantize_weights([quantizer], [weight])[0]
     with torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
         return quantize_weights([quantizer], [weight])[0]
@@ -60,3 +64,16 @@ def quantize_alone(quantizer: Quantizer, weight: Tensor) -> Tensor:
 
 def _itself(tensor: Tensor) -> Tensor:
     return tensor
+
+
+def version(weight: Tensor) -> int:
+    """Changes when the weight is changed in place; a tensor of inference mode does not count."""
+    return 0 if weight.is_inference() else weight._version
+
+
+def is_running(frame: FrameType) -> bool:
+    """Whether the call that has `frame` is among the callers of this function."""
+    caller: FrameType | None = sys._getframe(1)
+    while caller is not None and caller is not frame:
+        caller = caller.f_back
+    return caller is not None

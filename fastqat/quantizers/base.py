@@ -23,6 +23,10 @@ def per_scale_share(x: Tensor, scale: Tensor) -> float:
     return 1 / math.sqrt(max(x.numel() // scale.numel(), 1))
 
 
+def _inside(zero_point: Tensor, qrange: tuple[int, int]) -> Tensor:
+    return ((zero_point >= qrange[0]) & (zero_point <= qrange[1])).all()
+
+
 def scaled_gradient(values: Tensor, factor: float) -> Tensor:
     """The same bits as `values`, with its gradient times `factor`; as tensor maths, so that a compiled graph serves every batch size."""
     if not values.requires_grad or not torch.is_grad_enabled():
@@ -126,12 +130,31 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def initialise(self, stats: RangeStats) -> None:
-        """Decide the sign, set the first scale from `stats` and mark the quantizer calibrated; raises as `check`."""
+        """Decide the sign, set the first scale from `stats` and mark the quantizer calibrated.
+
+        Raises:
+            InputError (a ValueError): as `check`, or the grid found is not usable; the message names the layer.
+        """
         self.check(stats)
         if self.spec.signed == "auto" and not stats.low.is_meta:
             self.signed = bool((stats.low < 0).any())
+        self.calibrated = False
         self.set_range(stats)
+        self._check_grid()
         self.calibrated = True
+
+    def _check_grid(self) -> None:
+        scale, zero_point = self.scale, self.zero_point
+        if scale.is_meta:
+            return
+        usable = ((scale > 0) & torch.isfinite(scale)).all()
+        if zero_point is not None:
+            usable = usable & _inside(zero_point, self.qrange())
+        if not bool(usable):
+            raise InputError(
+                f"{self.where}: init {self.init!r} finds no usable grid for its {self.role}: the scale is not positive and finite, or the "
+                f"zero point is outside {list(self.qrange())}; mend the model or the data, or use another init"
+            )
 
     def initialise_from(self, x: Tensor) -> None:
         """`initialise` from the values of one tensor."""
@@ -219,21 +242,35 @@ class Quantizer(nn.Module):
         return super()._apply(move, recurse)
 
     def get_extra_state(self) -> Tensor:
-        """The flags (calibrated, signed, bits) as a uint8 tensor [3], so that state_dict holds tensors only."""
-        return torch.tensor([self.calibrated, self.signed, self.spec.bits], dtype=torch.uint8)
+        """The flags (calibrated, signed, bits) and the quantizer's name in utf-8, as uint8: state_dict holds tensors only."""
+        return torch.tensor([self.calibrated, self.signed, self.spec.bits, *self.spec.quantizer.encode()], dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
         self.calibrated, self.signed = bool(state[0]), bool(state[1])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """A checkpoint without this quantizer's scale is a float one: nothing of it is missing, nothing changes."""
+        """A checkpoint without any entry of this quantizer is a float one: nothing of it is missing, nothing changes."""
+        self._check_kind(state_dict, prefix)
         if prefix + self.state_key not in state_dict:
             return
         self._check_state(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def _check_kind(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Refuse the entries of another quantizer; those saved without its name are told by their keys."""
+        flags = state_dict.get(prefix + "_extra_state")
+        name = "" if flags is None or flags.is_meta else bytes(flags[3:].tolist()).decode(errors="replace")
+        found = [key.removeprefix(prefix) for key in state_dict if prefix and key.startswith(prefix)]
+        if not name and found and self.state_key not in found:
+            name = f"another one, with the entries {', '.join(found)}"
+        if name and name != self.spec.quantizer:
+            raise InputError(
+                f"{_layer_of(prefix)}: the checkpoint's {self.role} quantizer is {name}, the model's is {self.spec.quantizer}; quantize "
+                "both alike"
+            )
+
     def _check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
-        layer = f"layer {prefix.rstrip('.').rpartition('.')[0]!r}"
+        layer, signed = _layer_of(prefix), self.signed
         learned = state_dict[prefix + self.state_key]
         if not learned.is_meta and not bool(((learned > 0) & torch.isfinite(learned)).all()):
             raise InputError(
@@ -241,9 +278,20 @@ class Quantizer(nn.Module):
                 "calibrate again"
             )
         flags = state_dict.get(prefix + "_extra_state")
-        if flags is None:
-            return
-        signed, bits = bool(flags[1]), int(flags[2])
-        if bits != self.spec.bits or self.spec.signed not in ("auto", signed):
-            got, own = f"{bits} bit signed={signed}", f"{self.spec.bits} bit signed={self.spec.signed}"
-            raise InputError(f"{layer}: the checkpoint's {self.role} quantizer is {got}, the model's is {own}; quantize both alike")
+        if flags is not None and not flags.is_meta:
+            signed, bits = bool(flags[1]), int(flags[2])
+            if bits != self.spec.bits or self.spec.signed not in ("auto", signed):
+                got, own = f"{bits} bit signed={signed}", f"{self.spec.bits} bit signed={self.spec.signed}"
+                raise InputError(f"{layer}: the checkpoint's {self.role} quantizer is {got}, the model's is {own}; quantize both alike")
+        offset, zero_point = state_dict.get(prefix + "offset"), state_dict.get(prefix + "zero_point")
+        if offset is not None and not offset.is_meta and not bool(torch.isfinite(offset).all()):
+            raise InputError(f"{layer}: the checkpoint's {self.role} offset is not finite; use another checkpoint or calibrate again")
+        qrange = self.spec.qrange(signed)
+        if zero_point is not None and not zero_point.is_meta and not bool(_inside(zero_point, qrange)):
+            raise InputError(
+                f"{layer}: the checkpoint's {self.role} zero_point is outside {list(qrange)}; use another checkpoint or calibrate again"
+            )
+
+
+def _layer_of(prefix: str) -> str:
+    return f"layer {prefix.rstrip('.').rpartition('.')[0]!r}"

@@ -31,7 +31,7 @@ class DoReFa(Quantizer):
     runtimes cannot represent (the zero point would be ½). Here the weights have the 2ᵏ−1 symmetric levels i/qmax, |i| ≤ qmax. Gradients
     of activations are not quantized.
 
-    Per tensor only, as the paper.
+    Weights that are all below SCALE_FLOOR are not normalised: t = qmax·s·tanh(w). Per tensor only, as the paper.
 
     Source: Zhou et al., DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients, 2016
     (arXiv 1606.06160), sections 2.3 and 2.4.
@@ -67,4 +67,5 @@ class DoReFa(Quantizer):
             return x
         t = torch.tanh(x)
         top = (self.scale * (self.qrange()[1] * _NARROWER)).to(x.dtype)  # narrower: the largest weight never rounds out of the range
-        return t * (top / t.abs().amax().clamp(min=torch.finfo(x.dtype).tiny))
+        largest = t.abs().amax()
+        return t * (top / torch.where(largest < SCALE_FLOOR, 1, largest))

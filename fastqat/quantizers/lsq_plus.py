@@ -32,7 +32,8 @@ class LSQPlus(Learned):
     −qmax·s ≤ β ≤ −qmin·s (see `Learned`), so that z is in [qmin, qmax] and zero is representable. With ``symmetric=True`` there is no
     offset: LSQ with the initialisations of this file, as the paper has for weights.
 
-    First range: ``init="minmax"`` (default), ``"mse"`` (the paper's for activations), ``"sigma"`` μ ± 3σ (the paper's for weights).
+    First range: ``init="minmax"`` (default), ``"mse"`` (the paper's for activations), ``"sigma"`` μ ± 3σ (the paper's for weights),
+    ``"lsq"`` 2·mean|x|/√qmax (symmetric only).
 
     Source: Bhalgat et al., LSQ+: Improving low-bit quantization through learnable offsets and better initialization, CVPR workshops 2020
     (arXiv 2004.09576), sections 3.1 and 3.2.
@@ -47,7 +48,7 @@ class LSQPlus(Learned):
         tensor([5], dtype=torch.int32)
     """
 
-    inits = ("minmax", "mse", "sigma")
+    inits = ("minmax", "mse", "sigma", "lsq")
     has_zero_point = True
 
     offset: Tensor | None

@@ -16,6 +16,13 @@ from .stats import RangeStats
 _WIDER = 1 + 2.0**-22
 
 
+def _rounded(alpha: Tensor) -> Tensor:
+    """`alpha` to 8 significant bits, half to even, gradient straight through; by its bits, as compilers drop a cast there and back."""
+    bits = alpha.detach().float().view(torch.int32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).view(torch.float32)
+    return rounded + (alpha - alpha.detach()) if alpha.requires_grad else rounded
+
+
 @register_quantizer("pact")
 class PACT(Learned):
     """Learned clipping value: activations are clipped at a parameter α that only clipped values move.
@@ -26,8 +33,9 @@ class PACT(Learned):
         grad α = g·Σ grad_y where x ≥ α (signed: minus grad_y where x ≤ −α), nothing from inside
 
     with g = 1, as in the paper, for ``grad_factor="paper"``; the other factors by name. s is 2⁻²² wider than α/qmax, so that a clipped
-    value never rounds out of the range; in half precision α is rounded to the dtype of x first. The layers then keep y in place of x for
-    the backward pass, and a byte per value that tells what was clipped.
+    value never rounds out of the range. α is the parameter `alpha` rounded to 8 significant bits (gradient straight through), which every
+    dtype holds exactly, so that `scale` is what was trained whatever the dtype of x. Its gradient is summed in fp32. The layers keep y in
+    place of x for the backward pass, and a byte per value that tells what was clipped.
 
     Weight decay: α moves up only by its gradient, and the paper pulls it down by an L2 penalty as strong as that of the weights.
     `fastqat.param_groups` therefore lists α in a group of its own (``"clips"``) with the weights' decay; without decay α can only be
@@ -72,19 +80,21 @@ class PACT(Learned):
         self.alpha.copy_(self.first_grid(stats)[0] * self.qrange()[1])
 
     def current(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self._scale(self._alpha().detach().to(x.dtype).float()), None
+        return self._scale(self._alpha().detach()), None
 
     def transform(self, x: Tensor) -> Tensor:
         alpha = self._alpha()
         factor, per_scale = self._grad_factor(x)
         if per_scale or factor != 1:
             alpha = scaled_gradient(alpha, factor * per_scale_share(x, alpha) if per_scale else factor)
-        alpha = self.layout.spread(alpha, x).to(x.dtype)
-        x = torch.where(x >= alpha, alpha, x)
-        return torch.where(x <= -alpha, -alpha, x) if self.signed else x
+        alpha = self.layout.spread(alpha, x)
+        y = torch.where(x >= alpha, alpha, x)  # fp32 from here on: the gradient of α is summed before it meets a narrower dtype
+        if self.signed:
+            y = torch.where(y <= -alpha, -alpha, y)
+        return y.to(x.dtype)
 
     def _alpha(self) -> Tensor:
-        return self.alpha if self.projects() else self.alpha.clamp(min=self._floor())
+        return _rounded(self.alpha if self.projects() else self.alpha.clamp(min=self._floor()))
 
     def _scale(self, alpha: Tensor) -> Tensor:
         return alpha * (_WIDER / self.qrange()[1])

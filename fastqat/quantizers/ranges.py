@@ -99,3 +99,6 @@ INITS: dict[str, Callable[[RangeStats, CodeRange], tuple[Tensor, Tensor | None]]
 
 SAMPLING_INITS = ("mse", "sigma")
 """Those that read ``stats.sample``."""
+
+SYMMETRIC_INITS = ("lsq",)
+"""Those that find no zero point."""

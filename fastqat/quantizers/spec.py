@@ -26,7 +26,7 @@ class QuantSpec:
         grad_factor: multiplies the gradient of a learned range. N weights of the layer, or features per sample:
             ``"paper"`` what the quantizer's paper has: 1/√(N·qmax) for LSQ and LSQ+, 1 for PACT; ``"range"`` 1/√(N·(qmax−qmin));
             ``"per_scale"`` 1/√(N·qmax) with N all elements that share one scale, batch included; ``"none"`` 1.
-        init: how the first range is found, a name that the quantizer knows; None is its default. ``"lsq"`` s = 2·mean|x|/√qmax;
+        init: how the first range is found, a name that the quantizer knows; None is its default. ``"lsq"`` s = 2·mean|x|/√qmax, symmetric;
             ``"minmax"`` covers all values; ``"mse"`` searches the clipping of least squared error; ``"sigma"`` covers μ ± 3σ.
         semantics: ``"div"`` (codes of x/s, as ONNX) or ``"reciprocal"`` (codes of x·(1/s), as torch).
 
@@ -86,6 +86,7 @@ class QuantSpec:
             )
 
     def _check_quantizer(self) -> None:
+        from .ranges import SYMMETRIC_INITS
         from .registry import quantizer_class
 
         cls = quantizer_class(self.quantizer)
@@ -96,6 +97,8 @@ class QuantSpec:
             raise InputError(f"quantizer {self.quantizer!r} has no zero point; use symmetric=True, or quantizer='lsq_plus' or 'minmax'")
         if self.init is not None:
             _check_name(f"init of quantizer {self.quantizer!r}", self.init, cls.inits)
+        if not self.symmetric and self.init in SYMMETRIC_INITS:
+            raise InputError(f"init {self.init!r} finds no zero point; use symmetric=True or another init")
 
     @property
     def group_size(self) -> int | None:

@@ -1,22 +1,26 @@
-"""share_weight_quant under torch.compile, torch.export and DistributedDataParallel."""
+"""share_weight_quant under torch.compile, torch.export, torch.func and DistributedDataParallel, and after an interrupt."""
 
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 
+import pytest
 import torch
 import torch._dynamo
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fastqat._bench.case import needs_compiler
 from fastqat.nn import quantize, share_weight_quant
+from fastqat.nn.layer import autocast_input
 from fastqat.testing import assert_same_bits
 
 from .test_nn_ddp import leave
-from .test_share_weight_quant import X, model, quantized_layers, step
+from .test_share_weight_quant import X, assert_equal_steps, model, quantized_layers, step
 
 
 def test_compiles_whole() -> None:
@@ -36,6 +40,7 @@ def test_compiles_whole() -> None:
     assert all(layer.w_hat is None for layer in quantized_layers(shared))
 
 
+@pytest.mark.skipif(needs_compiler() is not None, reason=str(needs_compiler()))
 def test_inductor() -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -64,6 +69,71 @@ def test_export() -> None:
     net = share_weight_quant(model("weights only")).eval()
     program = torch.export.export(net, (X,))
     torch.testing.assert_close(program.module()(X), net(X))
+
+
+def test_transforms_of_torch_func() -> None:
+    net = model("lsq")
+    shared = share_weight_quant(copy.deepcopy(net))
+    params = {name: p.detach() for name, p in net.named_parameters()}
+    results = []
+    for each in (net, shared):
+
+        def loss(params: dict[str, Tensor], x: Tensor, each: nn.Module = each) -> Tensor:
+            return torch.func.functional_call(each, params, (x[None],)).square().sum()
+
+        whole = torch.func.grad(loss)(params, X[0])
+        results.append(whole | {f"vmap {k}": v for k, v in torch.vmap(torch.func.grad(loss), (None, 0))(params, X).items()})
+    for name, want in results[0].items():
+        torch.testing.assert_close(results[1][name], want, msg=name)
+    assert_equal_steps(step(shared), step(net))
+
+
+def test_interrupted_forward() -> None:
+    net = model()
+    shared = share_weight_quant(copy.deepcopy(net))
+    x = net.stem(X).detach()
+
+    def interrupt(part: nn.Module, x: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    shared.run = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        shared(X)
+    shared.run = net.run = torch.nn.Module.__call__
+    copies = copy.deepcopy(shared), pickle.loads(pickle.dumps(shared))
+    for each in (net, shared, *copies):
+        each.block[0].weight.data.mul_(0.5)  # unseen by the version of the weight
+    for each in (shared, *copies):
+        for _ in range(2):  # the graph of the interrupted forward is of no use to a second backward
+            assert_equal_steps(step(each.block, x), step(net.block, x))
+        assert_equal_steps(step(each), step(net))
+        assert all(layer.w_hat is None for layer in quantized_layers(each))
+
+
+def test_weight_changed_within_the_forward() -> None:
+    net = model()
+    shared = share_weight_quant(copy.deepcopy(net))
+
+    def change(part: nn.Module, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            part[0].weight.mul_(0.5)
+        return part(x)
+
+    net.run = shared.run = change
+    with torch.no_grad():
+        assert_same_bits(shared(X), net(X))
+
+
+def test_inference_mode() -> None:
+    with torch.inference_mode():
+        net = model()
+        assert_same_bits(share_weight_quant(copy.deepcopy(net))(X), net(X))
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_input_outside_of_autocast(device: str) -> None:
+    x = torch.ones(2, device=device)
+    assert autocast_input(x) is x, "torch has no autocast for meta tensors"
 
 
 def work(rank: int, folder: str) -> None:

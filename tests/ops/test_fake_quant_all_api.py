@@ -12,6 +12,7 @@ from torch._subclasses import FakeTensorMode
 
 import fastqat as fq
 from fastqat import testing
+from fastqat._bench.case import needs_compiler
 from fastqat.ops.fake_quant_all import op
 from fastqat.testing import assert_same_bits
 
@@ -104,6 +105,9 @@ def test_changing_x_before_the_backward_is_noticed() -> None:
     ({"scales": [torch.ones(1), torch.ones(3)]}, ValueError, "tensor 1: scale has shape"),
     ({"xs": [torch.ones(2), torch.ones(2, dtype=torch.int8)]}, TypeError, "tensor 1: x is torch.int8"),
     ({"qmax": [7, -9]}, ValueError, r"tensor 1: integer range \[-8, -9\]"),
+    ({"grad_factors": torch.ones(2)}, TypeError, "grad_factors has a Tensor; accepted: None"),
+    ({"grad_factors": [1.0, "2"]}, TypeError, "grad_factors has a str; accepted: None"),
+    ({"grad_factors": {}}, TypeError, "grad_factors has a dict; accepted: None"),
     ({"semantics": "round"}, ValueError, "tensor 0: semantics"),
     ({"xs": [torch.ones(2, device=d) for d in ("cpu", "meta")], "scales": [torch.ones(1, device=d) for d in ("cpu", "meta")]}, ValueError,
      "accepted: one device"),
@@ -112,6 +116,14 @@ def test_bad_input(kwargs: dict, error: type[Exception], message: str) -> None:
     arguments = {"xs": [torch.ones(2), torch.ones(2)], "scales": [torch.ones(1), torch.ones(1)], "qmin": -8, "qmax": 7, **kwargs}
     with pytest.raises(error, match=message):
         fq.fake_quantize_all(arguments.pop("xs"), arguments.pop("scales"), arguments.pop("zero_points", None), **arguments)
+
+
+@pytest.mark.parametrize("factors", [None, 1, [None, 1.0, None]], ids=["none", "one", "list"])
+def test_grad_factors_of_none(factors: object) -> None:
+    xs, scales = weights()
+    want = torch.autograd.grad(sum(y.sum() for y in fq.fake_quantize_all(xs, scales, qmin=-2, qmax=1)), scales)
+    got = torch.autograd.grad(sum(y.sum() for y in fq.fake_quantize_all(xs, scales, qmin=-2, qmax=1, grad_factors=factors)), scales)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 def test_an_empty_list() -> None:
@@ -152,7 +164,10 @@ def test_opcheck(backend: str, device: str) -> None:
         torch.library.opcheck(op.fake_quant_all_backward, (grads, xs, scales, zero_points, codes, [0.5, 1.0, 2.0], needs))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+inductor = pytest.param("inductor", marks=pytest.mark.skipif(needs_compiler() is not None, reason=str(needs_compiler())))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", inductor])
 def test_compiles_whole(backend: str) -> None:
     torch._dynamo.reset()
     xs, scales = weights()

@@ -129,3 +129,14 @@ def test_results_survive_pickling_and_fake_tensors() -> None:
         fake = fq.fake_quantize(torch.empty(2, 3, 4, 5).permute(0, 2, 3, 1), torch.empty(1), qmin=0, qmax=300)
         codes = fq.quantize_codes(torch.empty(2, 3), torch.empty(1), qmin=0, qmax=300)
     assert fake.stride() == (60, 5, 1, 20) and codes.dtype == torch.int16
+
+
+@pytest.mark.parametrize("options", [{"axis": 1.0}, {"axis": "c"}, {"axis": True}, {"grad_factor": None}, {"grad_factor": torch.ones(2)}])
+def test_options_of_another_type_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(TypeError, match=f"{next(iter(options))} is .*accepted"):
+        fq.fake_quantize(torch.ones(2, 3), torch.ones(1), qmin=-8, qmax=7, **options)
+
+
+def test_sparse_tensors_are_refused() -> None:
+    with pytest.raises(TypeError, match="accepted: a dense one"):
+        fq.fake_quantize(torch.eye(3).to_sparse(), torch.ones(1), qmin=-8, qmax=7)

@@ -209,7 +209,7 @@ COMPILE = """
 import re, sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from bench.static_launches import one_tensor
+from fastqat._bench.static_launches import one_tensor
 
 def ptx(variant, fuse=False):
     names = list(variant.types)
@@ -269,15 +269,19 @@ def test_captured_in_a_cuda_graph() -> None:
 @gpu
 def test_never_waits_for_the_device() -> None:
     x = torch.randn(64, 96, 28, 28, device="cuda")
-    grid = on_device(make_grid(x.cpu(), 1, None, True, "div"))
+    on_cpu = make_grid(x.cpu(), 1, None, True, "div")
+    grid = on_device(on_cpu)
+    Triton.forward(x, grid)
     Triton.backward(x, x, grid, 1.0, True, True)
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        Triton.forward(x, grid)
-        Triton.backward(x, x, grid, 1.0, True, True)
+        x_hat = Triton.forward(x, grid)
+        grad_x, *_ = Triton.backward(x, x, grid, 1.0, True, True)
     finally:
         torch.cuda.set_sync_debug_mode(before)
+    assert_same_bits(x_hat.cpu(), reference.forward(x.cpu(), on_cpu), "x_hat")
+    assert_same_bits(grad_x.cpu(), reference.gradient_terms(x.cpu(), x.cpu(), on_cpu)[0], "grad_x")
 
 
 @gpu

@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastqat as fq
 from fastqat import InputError, LogitScores, logit_scores
+from fastqat._bench.case import needs_compiler
 from fastqat.ops.logit_scores import op
 from fastqat.ops.logit_scores.reference import eager_logit_scores
 from fastqat.testing import assert_same_bits, places
@@ -242,6 +243,7 @@ def test_opcheck(backend: str, device: str) -> None:
             torch.library.opcheck(op.logit_scores, (logits, t, u))
 
 
+@pytest.mark.skipif(needs_compiler() is not None, reason=str(needs_compiler()))
 def test_compiles_whole_and_once() -> None:
     counter = CompileCounterWithBackend("inductor")
     compiled = torch.compile(logit_scores, fullgraph=True, backend=counter)

@@ -69,3 +69,15 @@ def test_all_zero_weights(init: str) -> None:
     y = quantizer(zeros)
     y.sum().backward()
     assert (y == 0).all() and torch.isfinite(zeros.grad).all() and quantizer.scale.item() >= SCALE_FLOOR
+
+
+@pytest.mark.parametrize("start", [0.0, 1e-30])
+@pytest.mark.parametrize("init", ["paper", "minmax"])
+def test_a_step_from_zero_weights_stays_small(init: str, start: float) -> None:
+    w = torch.full((3, 4), start, requires_grad=True)
+    quantizer = weight(w, init=init)
+    quantizer(w).sum().backward()
+    torch.optim.SGD([w], 1.0).step()
+    assert w.abs().max() < 10
+    quantizer.initialise_from(w)
+    assert torch.isfinite(quantizer(w)).all()

@@ -45,7 +45,7 @@ def expected(quantizer: nn.Module, x: Tensor, grad_y: Tensor) -> dict[str, Tenso
     values, g = layout.rows(x).double(), layout.rows(grad_y).double()
     s = quantizer.scale.detach().double().reshape(-1, 1)
     if quantizer.spec.quantizer == "pact":
-        alpha = quantizer.alpha.detach().double().reshape(-1, 1)
+        alpha = quantizer.alpha.detach().bfloat16().double().reshape(-1, 1)
         above, below = values >= alpha, values <= (-alpha if quantizer.signed else 0)
         total = (g * above).sum(1) - (g * below).sum(1) * quantizer.signed
         return {"alpha": total, "x": ~(above | below)}

@@ -83,7 +83,14 @@ def test_learning_moves_the_range_to_where_the_values_are() -> None:
     assert worst > 5 * best and error.item() < 1.3 * best
 
 
-def test_a_checkpoint_of_lsq_lacks_the_offset(x: Tensor) -> None:
-    state = made(x, quantizer="lsq", symmetric=True).state_dict()
+def test_a_symmetric_checkpoint_lacks_the_offset(x: Tensor) -> None:
+    state = made(x, symmetric=True).state_dict()
     with pytest.raises(RuntimeError, match="Missing key.*offset"):
         made(x).load_state_dict(state)
+
+
+def test_the_init_of_lsq_is_for_symmetric_codes(x: Tensor) -> None:
+    own, lsq = (made(x, symmetric=True, init="lsq", quantizer=name) for name in ("lsq_plus", "lsq"))
+    assert torch.equal(own.scale, lsq.scale)
+    with pytest.raises(ValueError, match="init 'lsq' finds no zero point"):
+        QuantSpec(4, "lsq_plus", symmetric=False, init="lsq")

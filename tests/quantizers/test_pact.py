@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastqat import quantize_codes
 from fastqat.quantizers import QuantSpec, make_quantizer
 
 
@@ -20,7 +21,7 @@ def made(bits: int = 4, signed: bool | str = False, alpha: float = 1.0, **fields
 def test_every_clipped_value_moves_alpha_and_no_other_does(dtype: torch.dtype, bits: int, signed: bool, alpha: float) -> None:
     quantizer = made(bits, signed, alpha)
     quantizer.alpha.data.fill_(alpha)
-    edge = torch.tensor(alpha).to(dtype).double()
+    edge = torch.tensor(alpha).bfloat16().double()
     inside = torch.tensor([0.0, 0.2, 0.5, 0.9]).double() * alpha
     x = torch.cat([inside, -inside[1:] if signed else inside[1:], torch.stack([edge, edge * 2]), -edge.view(1) * (2 if signed else 0)])
     x = x.to(dtype).requires_grad_()
@@ -30,7 +31,7 @@ def test_every_clipped_value_moves_alpha_and_no_other_does(dtype: torch.dtype, b
     assert quantizer.alpha.grad.item() == (8 + 9 - 10 if signed else 8 + 9)
     assert x.grad.tolist() == [1, 2, 3, 4, 5, 6, 7, 0, 0, 0 if signed else 10]
     top = float(torch.finfo(dtype).eps) + 1e-6
-    assert y[7] == y[8] and abs(y[7].item() - alpha) <= top * alpha, "clipped values sit on the last code"
+    assert y[7] == y[8] and abs(y[7].item() - edge) <= top * alpha, "clipped values sit on the last code"
 
 
 def test_codes_span_the_range_symmetrically() -> None:
@@ -75,3 +76,29 @@ def test_per_channel_alpha_clips_each_channel_at_its_own_value() -> None:
     quantizer(x).sum().backward()
     assert quantizer.alpha.grad.tolist() == [10, 10, 0]
     assert (x.grad[:, 2] == 1).all() and (x.grad[:, :2] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("signed", [False, True])
+def test_what_is_trained_is_what_is_deployed(dtype: torch.dtype, signed: bool) -> None:
+    quantizer = made(4, signed, 1.2345678)
+    x = torch.linspace(-3, 3, 4001).to(dtype)
+    qmin, qmax = quantizer.qrange()
+    for mode in (True, False):
+        codes = quantize_codes(x, quantizer.scale, qmin=qmin, qmax=qmax)
+        assert torch.equal(quantizer.train(mode)(x), (codes.float() * quantizer.scale).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_gradient_of_alpha_is_summed_in_fp32(dtype: torch.dtype) -> None:
+    quantizer = made()
+    quantizer(torch.full((100001,), 2.0, dtype=dtype)).backward(torch.ones(100001, dtype=dtype))
+    assert quantizer.alpha.grad.item() == 100001
+
+
+def test_steps_below_the_rounding_of_alpha_add_up() -> None:
+    quantizer = made()
+    for _ in range(100):
+        quantizer.alpha.data += 1e-4
+        quantizer(torch.ones(2))
+    assert quantizer.alpha.item() == pytest.approx(1.01, rel=1e-4) and quantizer.scale.item() * 15 == pytest.approx(1.0078125)

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastqat import fake_quantize
 from fastqat.nn import FakeQuantize, calibrate
 from fastqat.quantizers import QuantSpec, make_quantizer
+from fastqat.quantizers.ranges import SYMMETRIC_INITS
 from fastqat.quantizers.registry import quantizer_class
 
 from .variants import LEARNED, weight_specs
@@ -31,6 +32,10 @@ def weight(spec: QuantSpec, x: Tensor, init: str, **fields: object) -> torch.nn.
     return quantizer
 
 
+def inits_of(spec: QuantSpec) -> list[str]:
+    return [init for init in quantizer_class(spec.quantizer).inits if spec.symmetric or init not in SYMMETRIC_INITS]
+
+
 def rows(quantizer: torch.nn.Module, x: Tensor) -> Tensor:
     return quantizer.layout.rows(x)
 
@@ -38,7 +43,7 @@ def rows(quantizer: torch.nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("label", SPECS)
 def test_every_init_that_a_quantizer_knows(label: str, x: Tensor) -> None:
     spec = SPECS[label]
-    for init in quantizer_class(spec.quantizer).inits:
+    for init in inits_of(spec):
         quantizer = weight(spec, x, init)
         assert quantizer.scale.shape == quantizer.size
         assert (quantizer.scale > 0).all() and torch.isfinite(quantizer(x)).all()
@@ -77,7 +82,8 @@ def test_mse_finds_what_an_exhaustive_search_finds(label: str, bits: int, x: Ten
         ]
     )
     own, best = squared_error(quantizer, x), errors.amin(0)
-    assert own.sum() <= (1.01 if bits < 8 else 1.06) * best.sum(), "of the jagged errors at 8 bits a search over 63 steps misses some dips"
+    slack = 1.01 if bits < 8 else 1.1 if spec.quantizer == "pact" else 1.06  # α has 8 significant bits itself
+    assert own.sum() <= slack * best.sum(), "of the jagged errors at 8 bits a search over 63 steps misses some dips"
     if bits < 8:
         assert (own <= (1.01 if spec.group_size is None else 1.1) * best + 1e-9).all(), "and so for the four values of a group"
 
@@ -110,7 +116,7 @@ def test_mse_of_activations_comes_from_a_sample_of_the_stream() -> None:
 
 @pytest.mark.parametrize("label", SPECS)
 def test_all_zero_and_constant_values(label: str) -> None:
-    for init in quantizer_class(SPECS[label].quantizer).inits:
+    for init in inits_of(SPECS[label]):
         for x in (torch.zeros(4, 8), torch.full((4, 8), 0.5), torch.full((4, 8), -0.5)):
             quantizer = weight(SPECS[label], x, init)
             y = quantizer(x.requires_grad_())

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fastqat._errors import InputError
 from fastqat.selection import ScoreTable, Selection, get_selector, list_selectors, register_selector, select
 from fastqat.selection.selectors import registry
+
+hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed: pip install hypothesis")
+from hypothesis import given, settings  # noqa: E402  # after the skip
+from hypothesis import strategies as st  # noqa: E402
 
 
 def oracle(scores, fraction, labels=None, descending=True):

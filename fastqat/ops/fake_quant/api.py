@@ -14,6 +14,8 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def _checked_axis(x: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int | None, group_size: int | None) -> int | None:
     """The axis, counted from the front; scale and zero point have the shape it asks for."""
+    if axis is not None and (isinstance(axis, bool) or not isinstance(axis, (int, torch.SymInt))):
+        raise TypeError(f"axis is {axis!r}; accepted: an integer, or None for one scale")
     if axis is not None and not -x.dim() <= axis < x.dim():
         raise ValueError(
             f"axis {axis} is out of range for a tensor of {x.dim()} dimensions; accepted: {-x.dim()} to {x.dim() - 1}, or None"
@@ -61,6 +63,8 @@ def check_range(
             raise TypeError(f"{name} is {type(value).__name__}; accepted: a tensor, such as torch.tensor(0.1)")
     if not (isinstance(qmin, int) and isinstance(qmax, int)):
         raise TypeError(f"qmin, qmax are {qmin!r}, {qmax!r}; accepted: integers")
+    if x.layout != torch.strided:
+        raise TypeError(f"x is a {x.layout} tensor; accepted: a dense one, such as x.to_dense()")
     if zero_point is not None and (zero_point.is_complex() or zero_point.dtype == torch.bool):
         raise TypeError(f"zero_point is {zero_point.dtype}; accepted: an integer or floating dtype")
     if x.dtype not in _DTYPES:
@@ -116,7 +120,7 @@ def fake_quantize(
         scale: step size s > 0, float32; one element, ``[x.shape[axis]]``, or with `group_size` the shape of x with the number of groups in
             place of the axis. Not checked for its sign (that would wait for the GPU).
         zero_point: z, shaped like `scale`, float or integer dtype; float values are rounded half to even, with a straight-through
-            gradient. None means 0.
+            gradient. None means 0. Values beyond ±2²¹ are rounded differently by the Triton kernels.
         qmin, qmax: the integer range, at most 16 bits.
         axis: the channel axis, or None for per tensor.
         group_size: cuts the axis into groups of that many neighbours with a scale each; divides the length of the axis.
@@ -145,6 +149,8 @@ def fake_quantize(
         >>> fake_quantize(w, step, qmin=-2, qmax=1, axis=1, group_size=2)
         tensor([[0.2500, 0.2500, 2.0000, 2.0000]])
     """
+    if isinstance(grad_factor, bool) or not isinstance(grad_factor, (int, float, torch.SymFloat)):
+        raise TypeError(f"grad_factor is {grad_factor!r}; accepted: a number")
     axis = check_range(x, scale, zero_point, qmin, qmax, axis, group_size, semantics)
     if tracked(x, scale, zero_point):
         return apply(op.FakeQuantize, x, scale, zero_point, qmin, qmax, axis, group_size, semantics, grad_factor)

@@ -24,6 +24,17 @@ def _each(name: str, value: T | Sequence[T], n: int) -> list[T]:
     return list(value)
 
 
+def _factor(value: Any) -> float:
+    if value is None:
+        return 1.0
+    try:
+        if not isinstance(value, (Tensor, str)):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(f"grad_factors has a {type(value).__name__}; accepted: None (1.0), a Python number, or a list with one per tensor")
+
+
 def _check_lists(xs: Any, scales: Any, zero_points: Any) -> None:
     for name, tensors in (("xs", xs), ("scales", scales), ("zero_points", zero_points)):
         if not isinstance(tensors, (list, tuple)) and not (name == "zero_points" and tensors is None):
@@ -52,7 +63,7 @@ def fake_quantize_all(
     axis: int | Sequence[int | None] | None = None,
     group_size: int | Sequence[int | None] | None = None,
     semantics: str | Sequence[str] = "div",
-    grad_factors: float | Sequence[float] = 1.0,
+    grad_factors: float | Sequence[float | None] | None = None,
 ) -> list[Tensor]:
     r"""`fake_quantize` of many tensors, such as all weights of a network, in one call: one launch on a GPU, one parallel region on a CPU.
 
@@ -67,7 +78,7 @@ def fake_quantize_all(
         scales: one per tensor, shaped as `fake_quantize` wants it.
         zero_points: None, or a list with a tensor or None per tensor.
         qmin, qmax, axis, group_size, semantics: as in `fake_quantize`; one value for all tensors, or a list with one per tensor.
-        grad_factors: multiply the gradients of scale and zero point; one value, or one per tensor.
+        grad_factors: multiply the gradients of scale and zero point; one number, or one per tensor; None is 1.
 
     Returns:
         One x_hat per tensor, with the shape, dtype and layout of its x.
@@ -89,7 +100,7 @@ def fake_quantize_all(
     zero_points = [None] * n if zero_points is None else zero_points
     grid: dict[str, Any] = {"qmin": qmin, "qmax": qmax, "axis": axis, "group_size": group_size, "semantics": semantics}
     values = [_each(name, value, n) for name, value in grid.items()]
-    factors = [float(factor) for factor in _each("grad_factors", grad_factors, n)]
+    factors = [_factor(factor) for factor in _each("grad_factors", grad_factors, n)]
     if n == 0:
         return []
     tensors = list(zip(xs, scales, zero_points, strict=True))

@@ -94,7 +94,11 @@ def _as_given(implementation: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(implementation)
     def run(x: Tensor, *args: Any) -> Any:
         device = x.device.type
-        if not torch.is_autocast_enabled(device) or x.dtype == torch.get_autocast_dtype(device):
+        if (
+            not torch.amp.is_autocast_available(device)
+            or not torch.is_autocast_enabled(device)
+            or x.dtype == torch.get_autocast_dtype(device)
+        ):
             return implementation(x, *args)
         with torch.autocast(device, enabled=False):
             return implementation(x, *args)
