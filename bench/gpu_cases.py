@@ -172,7 +172,7 @@ def _small_case(way: str, size: str, side: int) -> Case:
         goals=(Goal("torch.clamp", ratio),),
         seconds=0.5,
         device="cuda",
-        clock=clock,  # type: ignore[arg-type]
+        clock=clock,  # type: ignore[arg-type]  # one of the names that Case accepts
     )
 
 

@@ -35,7 +35,7 @@ def flags() -> list[str]:
     for node in ast.parse((ROOT / "setup.py").read_text()).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("STABLE_ABI", "NVCC_FLAGS"):
             exec(compile(ast.Module([node], []), "setup.py", "exec"), values)
-    return [str(flag) for flag in values["NVCC_FLAGS"]]  # type: ignore[attr-defined]
+    return [str(flag) for flag in values["NVCC_FLAGS"]]  # type: ignore[attr-defined]  # setup.py has a list
 
 
 def sources() -> list[Path]:

@@ -47,7 +47,7 @@ class QuantLayer(nn.Module):
         Raises:
             InputError (a ValueError): the weight is empty or not finite, or its groups do not fit; the message has `name`.
         """
-        values: Tensor = layer.weight  # type: ignore[assignment]
+        values: Tensor = layer.weight  # type: ignore[assignment]  # Module types attributes as Tensor | Module
         quantizers = Quantizers(
             None if weight is None else make_quantizer(weight, "weight", shape=values.shape, layer=name),
             None

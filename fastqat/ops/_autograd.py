@@ -48,7 +48,7 @@ def op_function(function: Any) -> Any:
         function.save(ctx, *args)
         return function.compute(*args)
 
-    class Transformed(function):  # type: ignore[misc]
+    class Transformed(function):  # type: ignore[misc]  # a class known at run time only
         generate_vmap_rule = True
 
         @staticmethod

@@ -125,7 +125,7 @@ def _gradients(x: Tensor, grad_y: Tensor, grad_x: Tensor, grid: Grid, factor: fl
     kernel, shape = _kernels().fake_quant_backward_rows_kernel, (view.outer, cut.rows, cut.width)
     if cut.by_column:
         kernel = _kernels().fake_quant_backward_columns_kernel
-        shape = (cut.rows, cut.width, _total(cut, view), view.channels, _inner(cut, view), cut.chunks)  # type: ignore[assignment]
+        shape = (cut.rows, cut.width, _total(cut, view), view.channels, _inner(cut, view), cut.chunks)  # type: ignore[assignment]  # longer
     with _on(x.device):
         kernel[(cut.backward_programs,)](
             x,

@@ -18,7 +18,7 @@ T = TypeVar("T")
 def _each(name: str, value: T | Sequence[T], n: int) -> list[T]:
     """One value per tensor, from one for all or a list of them."""
     if not isinstance(value, (list, tuple)):
-        return [value] * n  # type: ignore[list-item]
+        return [value] * n  # type: ignore[list-item]  # not a sequence: one value for all
     if len(value) != n:
         raise ValueError(f"{name} has {len(value)} values for {n} tensors; accepted: one value, or a list with one per tensor")
     return list(value)
