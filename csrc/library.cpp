@@ -26,6 +26,13 @@ STABLE_TORCH_LIBRARY(fastqat_native, m) {
   m.def(
       "fake_quant_all_backward(Tensor[] xs, Tensor[] scales, Tensor?[] zero_points, Tensor[] grad_ys, Tensor(a!)[] grad_xs, "
       "Tensor(b!)?[] grad_scales, Tensor(c!)?[] grad_zero_points, int[] numbers, float[] grad_factors) -> ()");
+  // One convolution over three spatial dimensions: x [N, C, D, H, W], grad_y [N, O, D', H', W'], any strides; numbers: groups, then kernel,
+  // stride, padding and dilation, three each. mask and slope: [O, kd, kh, kw, C / groups] contiguous. sq_norm [N], inner [N, O].
+  m.def(
+      "grad_sq_norm_direct(Tensor x, Tensor grad_y, Tensor? mask, Tensor? slope, Tensor(a!) sq_norm, Tensor(b!)? inner, int[] numbers, "
+      "bool bias) -> ()");
+  m.def(
+      "grad_sq_norm_gram(Tensor x, Tensor grad_y, Tensor? mask, Tensor(a!) sq_norm, int[] numbers, bool bias, bool shifted) -> ()");
   m.def(
       "logit_scores(Tensor logits, Tensor? targets, Tensor? teacher, Tensor(a!)? loss, Tensor(b!)? evs, Tensor(c!)? correct, "
       "Tensor(d!) entropy, Tensor(e!) confidence, Tensor(f!) margin, Tensor(g!)? ds, Tensor(h!)? res, Tensor(i!)? kd, "

@@ -6,6 +6,7 @@ from ._errors import BackendError, CalibrationError, CheckpointError, DataError,
 from .nn import QConfig, QuantSpec, calibrate, param_groups, quantize, summary
 from .ops.fake_quant.api import fake_quantize, quantize_codes
 from .ops.fake_quant_all.api import fake_quantize_all
+from .ops.grad_norm.api import conv_grad_sq_norm, linear_grad_sq_norm
 from .ops.logit_scores.api import LogitScores, logit_scores
 
 __version__ = "0.1.0"
@@ -21,8 +22,10 @@ __all__ = [
     "QuantSpec",
     "backends",
     "calibrate",
+    "conv_grad_sq_norm",
     "fake_quantize",
     "fake_quantize_all",
+    "linear_grad_sq_norm",
     "logit_scores",
     "methods",
     "nn",

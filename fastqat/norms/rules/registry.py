@@ -1,0 +1,68 @@
+"""The registry of rules: how the gradient of each sample with respect to a layer's own parameters follows from its input and grad_y."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+Names = frozenset[str]
+
+
+class Rule:
+    """Per-sample gradients of the own parameters of one type of layer.
+
+    `grads` is the reference, and what sums the parts of shared parameters; `sq_norm` is overridden where the norm can be had without them.
+    Results are of the loss as it was differentiated, in fp32 (fp64 for fp64). N is dimension 0 of x and grad_y.
+    """
+
+    def refuses(self, layer: Any) -> str | None:
+        """Why this layer's gradient has no part per sample, as with batch statistics; None when it does."""
+        return None
+
+    def grads(self, layer: Any, x: Tensor, grad_y: Tensor, names: Names) -> dict[str, Tensor]:
+        """The gradients ``[N, *parameter.shape]`` of the parameters in `names`, from the layer's input and its output's gradient."""
+        raise NotImplementedError
+
+    def sq_norm(self, layer: Any, x: Tensor, grad_y: Tensor, names: Names) -> Tensor:
+        """``[N]``: squared norm over the parameters in `names`, never empty."""
+        grads = self.grads(layer, x, grad_y, names).values()
+        return sum((grad.flatten(1).square().sum(1) for grad in grads), grad_y.new_zeros(()))
+
+
+_rules: dict[type[nn.Module], Rule] = {}
+
+
+def register_rule(*types: type[nn.Module]) -> Callable[[type[Rule]], type[Rule]]:
+    """Class decorator: enter a `Rule` for layers of these types.
+
+    Example:
+        >>> import torch
+        >>> from fastqat.norms import Rule, register_rule
+        >>> class Shift(torch.nn.Module):
+        ...     def __init__(self, width):
+        ...         super().__init__()
+        ...         self.shift = torch.nn.Parameter(torch.zeros(width))
+        ...     def forward(self, x):
+        ...         return x + self.shift
+        >>> @register_rule(Shift)
+        ... class ShiftRule(Rule):
+        ...     def grads(self, layer, x, grad_y, names):
+        ...         return {"shift": grad_y.flatten(1, -2).sum(1)}
+    """
+
+    def enter(rule: type[Rule]) -> type[Rule]:
+        for each in types:
+            _rules[each] = rule()
+        return rule
+
+    return enter
+
+
+def find_rule(layer: nn.Module) -> Rule | None:
+    """The rule of the layer's type, or of a base class whose forward it inherits; None when there is none."""
+    for base in type(layer).__mro__:
+        if base in _rules:
+            return _rules[base] if type(layer).forward is base.forward else None
+    return None

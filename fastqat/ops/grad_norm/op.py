@@ -1,0 +1,57 @@
+"""The operator ``fastqat::grad_sq_norm``: schema, choice of backend and form, fake kernel. It has no gradient of its own."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ... import _backend
+from .._library import define_op
+from . import reference
+from .forms import Form, cheapest
+from .geometry import Geometry
+
+OP = "grad_norm"
+
+_backend.register(OP, "reference", reference)
+
+
+def _forward(
+    x: Tensor, grad_y: Tensor, mask: Tensor | None, slope: Tensor | None, numbers: list[int], bias: bool, form: str
+) -> tuple[Tensor, Tensor]:
+    geometry = Geometry.decode(numbers)
+    implementation = _backend.pick(OP, x, grad_y)
+    if form == "auto":
+        forms = implementation.FORMS if mask is None else implementation.masked_forms(mask)
+        form = cheapest(forms, x, grad_y, geometry)
+    if form == "direct":
+        sq_norm, inner = implementation.direct(x, grad_y, mask, slope, geometry, bias)
+    else:
+        sq_norm = implementation.gram(x, grad_y, mask, geometry, bias, cast(Form, form))
+        inner = None if slope is None else _inner(x, grad_y, slope, geometry)
+    return sq_norm, sq_norm.new_empty(x.shape[0], 0) if inner is None else inner
+
+
+def _inner(x: Tensor, grad_y: Tensor, slope: Tensor, geometry: Geometry) -> Tensor:
+    """Σ_k (slope ∘ G) ``[N, O]`` without G: the outputs of the layer with `slope` as its weight, times their gradients."""
+    groups, _, stride, padding, dilation = geometry
+    y = torch.ops.aten.convolution(x, slope.to(x.dtype), None, stride, padding, dilation, False, [0, 0, 0], groups)
+    return torch.einsum("notuv,notuv->no", y.to(grad_y.dtype), grad_y).to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _fake(
+    x: Tensor, grad_y: Tensor, mask: Tensor | None, slope: Tensor | None, numbers: list[int], bias: bool, form: str
+) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return x.new_empty(x.shape[0], dtype=wide), x.new_empty(x.shape[0], 0 if slope is None else grad_y.shape[1], dtype=wide)
+
+
+# x [N, C, D, H, W], grad_y [N, O, D', H', W'], any strides; mask and slope [O, C / groups, kd, kh, kw] in fp32 (fp64 for fp64 x). The mask
+# multiplies each sample's gradient before it is squared, the slope is what it is multiplied with for `inner` [N, O], empty without.
+grad_sq_norm = define_op(
+    "grad_sq_norm(Tensor x, Tensor grad_y, Tensor? mask, Tensor? slope, int[] numbers, bool bias, str form) -> (Tensor, Tensor)",
+    _forward,
+    _fake,
+)
