@@ -6,7 +6,17 @@ import torch
 
 from fastqat._errors import InputError
 
-from . import fake_quant_all_cases, fake_quant_cases, gpu_cases, lsq_cases, score_cases, step_cases
+from . import (
+    fake_quant_all_cases,
+    fake_quant_cases,
+    gpu_cases,
+    gpu_pass_cases,
+    lsq_cases,
+    norm_cases,
+    norm_layer_cases,
+    score_cases,
+    step_cases,
+)
 from .case import Case
 
 CASES: tuple[Case, ...] = (
@@ -15,7 +25,10 @@ CASES: tuple[Case, ...] = (
     *fake_quant_all_cases.CASES,
     *step_cases.CASES,
     *score_cases.CASES,
+    *norm_cases.CASES,
+    *norm_layer_cases.CASES,
     *gpu_cases.CASES,
+    *gpu_pass_cases.CASES,
 )
 
 

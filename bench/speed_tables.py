@@ -1,4 +1,4 @@
-"""The README's tables of speed, from rows of results: shares of a copy, peers by size, training steps, the rest, and what was missed."""
+"""The README's tables of speed, from rows of results: shares of a copy, peers by size, steps, norms, the rest, and what was missed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from .rows import COPY
 
 Row = dict[str, str]
-OURS, FLOAT = "fastqat", "float"
+OURS, FLOAT, PLAIN = "fastqat", "float", "forward + backward"
 ORDER = {"4k": 0, "64k": 1, "1M": 2, "16M": 3, "64M": 4, "256M": 5}
 
 
@@ -102,25 +102,72 @@ def peer_table(rows: Iterable[Row]) -> str:
 
 def step_table(rows: Iterable[Row]) -> str:
     """A training step: every contender's time and peak memory over those of the float step; cases ``step/network``."""
-    found = {(row["contender"], row["case"].partition("/")[2].replace("-", ", ").replace("_", "-")): row for row in rows}
+    head = "Training step at W4A4: time over the float step, and in brackets peak memory over it."
+    return "\n".join([head, "", *_over_base(FLOAT, "step", {_network(row): row for row in rows})])
 
-    def over_float(row: Row, column: str, ratio: str) -> str:
-        base = found[FLOAT, column][ratio]
+
+def norm_table(rows: Iterable[Row]) -> str:
+    """Whole passes over the plain step (``norms/pass-network``, ``norms/quant-network``), layers (``norms/layer-shape``), and the rest."""
+    passes, layers, rest = {}, {}, []
+    for row in rows:
+        contender, network = _network(row)
+        kind, _, network = network.partition(", ")
+        if kind in ("pass", "quant"):
+            passes[contender, network + (", W4A4" if kind == "quant" else "")] = row
+        elif kind == "layer":
+            layers[network, contender] = row
+        else:
+            rest.append(row)
+    head = (
+        "Per-sample gradient norms of all layers: time over a plain forward + backward of the same network, and in brackets peak memory "
+        "over it (W4A4: of the quantized network, step sizes included)."
+    )
+    told = ["\n".join([head, "", *_over_base(PLAIN, "norms", passes)])] if passes else []
+    if layers:
+        told.append("\n".join(_layer_rates(layers)))
+    if any(row["p50_ms"] for row in rest):
+        told.append(general_table(rest))
+    return "\n\n".join(told)
+
+
+def _layer_rates(found: dict[tuple[str, str], Row]) -> list[str]:
+    """A line per layer, a column per contender: operations of the direct form and of the weight gradient over the time."""
+
+    def cell(layer: str, contender: str) -> str:
+        row = found.get((layer, contender))
+        return f"{float(row['gflops']):.0f}" if row and row["gflops"] else "–"
+
+    head = (
+        "Norms of single layers of ResNet-50: GFLOP/s, counting for all what the weight gradient takes (fastqat: the direct form, which "
+        "takes as much)."
+    )
+    return [head, "", *_matrix("layer", dict.fromkeys(layer for layer, _ in found), dict.fromkeys(name for _, name in found), cell)]
+
+
+def _network(row: Row) -> tuple[str, str]:
+    """Contender and network of a case ``family/network``."""
+    return row["contender"], row["case"].partition("/")[2].replace("-", ", ").replace("_", "-")
+
+
+def _over_base(base: str, corner: str, found: dict[tuple[str, str], Row]) -> list[str]:
+    """A line per contender, a column per network: time and in brackets memory in multiples of those of `base`, whose own time is shown."""
+
+    def over(row: Row, column: str, ratio: str) -> str:
+        base_ratio = found[base, column][ratio]
         own = 1.0 if row["contender"] == OURS else float(row[ratio]) if row[ratio] else None
-        return f"{float(base) / own:.2f}" if base and own else ""
+        return f"{float(base_ratio) / own:.2f}" if base_ratio and own else ""
 
     def cell(contender: str, column: str) -> str:
         row = found.get((contender, column))
         if row is None or not row["p50_ms"]:
             return "–"
-        if contender == FLOAT:
+        if contender == base:
             return f"{float(row['p50_ms']):.0f} ms"
-        return f"{over_float(row, column, 'time_ratio')} × ({over_float(row, column, 'memory_ratio')})"
+        return f"{over(row, column, 'time_ratio')} × ({over(row, column, 'memory_ratio')})"
 
-    columns = [column for contender, column in found if contender == FLOAT]
-    order = sorted(dict.fromkeys(contender for contender, _ in found), key=lambda name: (name != FLOAT, name != OURS))
-    head = "Training step at W4A4: time over the float step, and in brackets peak memory over it."
-    return "\n".join([head, "", *_matrix("step", order, columns, cell)])
+    columns = [column for contender, column in found if contender == base]
+    order = sorted(dict.fromkeys(contender for contender, _ in found), key=lambda name: (name != base, name != OURS))
+    return _matrix(corner, order, columns, cell)
 
 
 def general_table(rows: Iterable[Row]) -> str:
@@ -164,4 +211,5 @@ FAMILIES: dict[tuple[str, ...], Callable[[Iterable[Row]], str]] = {
     ("forward", "backward"): share_table,
     ("lsq",): peer_table,
     ("step",): step_table,
+    ("norms",): norm_table,
 }

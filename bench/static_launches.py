@@ -15,7 +15,7 @@ from torch import Tensor
 from fastqat import _backend
 from fastqat.ops.fake_quant.reference import Grid
 
-from .static_triton import Variant
+from .static_triton import Place, Variant
 
 POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
 POINTERS |= {torch.int32: "*i32", torch.int16: "*i16", torch.int8: "*i8", torch.uint8: "*u8"}
@@ -103,20 +103,39 @@ def recorded(module: ModuleType) -> Iterator[list[Launch]]:
 def variant(launch: Launch, name: str) -> Variant:
     """A recorded launch as the compiler gets it: types, constants and alignment as triton's own launcher derives them."""
     kernel, given, options = launch
-    types, constants, aligned = {}, {}, set()
-    for parameter in kernel.params:
-        value = given[parameter.name]
-        free = parameter.do_not_specialize
-        if isinstance(value, Tensor):
-            types[parameter.name] = POINTERS[value.dtype]
-            aligned.add(parameter.name)
-        elif parameter.is_constexpr or value is None or (value == 1 and isinstance(value, int) and not free):
-            types[parameter.name], constants[parameter.name] = "constexpr", value
-        else:
-            types[parameter.name] = "fp32" if isinstance(value, float) else "i32" if -(2**31) <= value < 2**31 else "i64"
-            if isinstance(value, int) and value % 16 == 0 and not free:
-                aligned.add(parameter.name)
+    types: dict[str, Any] = {}
+    constants: dict[Place, Any] = {}
+    aligned: set[Place] = set()
+    for index, parameter in enumerate(kernel.params):
+        fixed, free = parameter.is_constexpr, parameter.do_not_specialize
+        for place, value in _places(parameter.name, (index,), given[parameter.name]):
+            if fixed or value is None or (isinstance(value, int) and value == 1 and not free):
+                constants[place] = value
+            elif isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0 and not free):
+                aligned.add(place)
+        types[parameter.name] = _type(given[parameter.name], fixed, free)
     return Variant(kernel, name, types, constants, frozenset(aligned), options)
+
+
+def _places(name: str, path: tuple[int, ...], value: Any) -> Iterator[tuple[Place, Any]]:
+    """An argument, or the elements of a tuple, with how the compiler is told of each."""
+    if not isinstance(value, tuple):
+        yield name if len(path) == 1 else path, value
+    else:
+        for index, each in enumerate(value):
+            yield from _places(name, (*path, index), each)
+
+
+def _type(value: Any, fixed: bool, free: bool) -> Any:
+    """The Triton type of an argument; a tuple has one for each element, under the same names."""
+    if isinstance(value, tuple):
+        types = [_type(each, fixed, free) for each in value]
+        return type(value)(*types) if hasattr(value, "_fields") else tuple(types)
+    if isinstance(value, Tensor):
+        return POINTERS[value.dtype]
+    if fixed or value is None or (isinstance(value, int) and value == 1 and not free):
+        return "constexpr"
+    return "fp32" if isinstance(value, float) else "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
 def one_tensor() -> Iterator[Variant]:
@@ -133,13 +152,14 @@ def one_tensor() -> Iterator[Variant]:
             backend.backward(x, x, grid, 1.0, True, extra)
             backend.codes(x, grid)
         for launch in launches:
-            what = [name, _short(dtype), *(["zero point", "reciprocal"] if extra else [])]
+            what = [name, short(dtype), *(["zero point", "reciprocal"] if extra else [])]
             tensors = {key: t.element_size() for key, t in launch.given.items() if isinstance(t, Tensor) and t.numel() == x.numel()}
             what += ["codes"] if launch.given.get("CODES") else []
             yield replace(variant(launch, ", ".join(what)), tensors=tensors, bits=shape.bits(dtype))
 
 
-def _short(dtype: torch.dtype) -> str:
+def short(dtype: torch.dtype) -> str:
+    """``"float32"``, ``"bfloat16"``, ..."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -157,5 +177,5 @@ def many_tensors() -> Iterator[Variant]:
         for launch in launches:
             name = launch.kernel.__name__
             moved = 0 if "finish" in name else 3 * dtype.itemsize if "backward" in name else 2 * dtype.itemsize
-            what = ", ".join(["60 weights", _short(dtype), *(["zero points", "reciprocal"] if extra else [])])
+            what = ", ".join(["60 weights", short(dtype), *(["zero points", "reciprocal"] if extra else [])])
             yield replace(variant(launch, what), tensors={"*table_ptr": dtype.itemsize} if moved else {}, ideal=moved or None)

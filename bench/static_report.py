@@ -20,7 +20,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from . import static_cuda, static_launches, static_triton
+from . import static_cuda, static_launches, static_norms, static_triton
 from .static_row import Compiled
 
 ARCHS = (80, 90, 100)
@@ -29,7 +29,7 @@ HEADINGS = ("kernel", "variant", "sm", "registers", "spills", "shared", "load bi
 
 def triton_kernels(archs: Sequence[int], pattern: str) -> Iterator[Compiled]:
     """Every launch of the Triton backend whose name contains `pattern`, compiled for each architecture."""
-    for variant in (*static_launches.one_tensor(), *static_launches.many_tensors()):
+    for variant in (*static_launches.one_tensor(), *static_launches.many_tensors(), *static_norms.gradient_norms()):
         if pattern in f"{variant.kernel.__name__} {variant.name}":
             for arch in archs:
                 yield static_triton.compiled(variant, arch)

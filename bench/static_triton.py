@@ -6,7 +6,7 @@ import importlib.util
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ def reason() -> str | None:
     return "TRITON_INTERPRET=1 is set, which replaces the compiler" if os.environ.get("TRITON_INTERPRET", "0") == "1" else None
 
 
+Place = str | tuple[int, ...]  # an argument by name, or an element of a tuple of arguments by its indices
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way in which a kernel is launched.
@@ -29,7 +32,7 @@ class Variant:
     Args:
         kernel: what ``triton.jit`` returned.
         name: of the variant, for people.
-        types: argument → Triton type (``"*fp32"``, ``"i32"``), or ``"constexpr"``.
+        types: argument → Triton type (``"*fp32"``, ``"i32"``), or ``"constexpr"``; a tuple of types for a tuple.
         constants: argument → value, for those.
         aligned: arguments that are multiples of 16.
         options: ``num_warps`` and the like.
@@ -37,22 +40,33 @@ class Variant:
             stands for all whose addresses are read from the argument `table`.
         bits: width of an access to them where the tile lies whole inside.
         ideal: bytes per element; None: each of `tensors` once.
+        written: False: all `tensors` are read, and only loads are judged.
     """
 
     kernel: Any
     name: str
-    types: Mapping[str, str]
-    constants: Mapping[str, Any]
-    aligned: frozenset[str] = frozenset()
+    types: Mapping[str, Any]
+    constants: Mapping[Place, Any]
+    aligned: frozenset[Place] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, int] = field(default_factory=dict)
     bits: int = 128
     ideal: int | None = None
+    written: bool = True
 
     def root(self, name: str) -> str:
         """Where PTX says that the addresses of the tensor `name` come from."""
-        parameters = [each for each, type in self.types.items() if type != "constexpr"]
+        parameters = [each for each, types in self.types.items() for type in _leaves(types) if type != "constexpr"]
         return "*" * name.count("*") + str(parameters.index(name.lstrip("*")))
+
+
+def _leaves(types: Any) -> Iterator[str]:
+    """The types in a type, which may be a tuple of them."""
+    if isinstance(types, tuple):
+        for each in types:
+            yield from _leaves(each)
+    else:
+        yield types
 
 
 def compiled(variant: Variant, arch: int) -> Compiled:
@@ -62,13 +76,14 @@ def compiled(variant: Variant, arch: int) -> Compiled:
     from triton.compiler import ASTSource
 
     names = list(variant.types)
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
+    attributes = {(names.index(place),) if isinstance(place, str) else place: [["tt.divisibility", 16]] for place in variant.aligned}
     source = ASTSource(variant.kernel, signature=dict(variant.types), constexprs=dict(variant.constants), attrs=attributes)
     binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(variant.options))
     (kernel,) = ptx.kernels(binary.asm["ptx"])
     log = assemble(binary.asm["ptx"], arch, fuse=binary.metadata.enable_fp_fusion)
     used = ptx.resources(log)[kernel.name]
-    expected = Expected({variant.root(name): size for name, size in variant.tensors.items()}, variant.bits, variant.ideal)
+    tensors = {variant.root(name): size for name, size in variant.tensors.items()}
+    expected = Expected(tensors, variant.bits, variant.ideal, written=variant.written)
     resources = ptx.Resources(used.registers, used.spills, used.stack, shared=binary.metadata.shared)
     return Compiled(variant.kernel.__name__, variant.name, arch, kernel, resources, expected)
 

@@ -33,6 +33,15 @@ STABLE_TORCH_LIBRARY(fastqat_native, m) {
       "bool bias) -> ()");
   m.def(
       "grad_sq_norm_gram(Tensor x, Tensor grad_y, Tensor? mask, Tensor(a!) sq_norm, int[] numbers, bool bias, bool shifted) -> ()");
+  // Rows with neighbouring elements, any row stride; logits [N, C], features [N, D], norm [N].
+  m.def("grand_last(Tensor logits, Tensor targets, Tensor features, Tensor(a!) norm, bool bias) -> ()");
+  // Layers with an affine part: x and grad_y [N, C, T] with channels (channels_inner) or positions at stride 1, mean and var [C] or None,
+  // sq_norm [N]. statistics: what x_hat is, 0 x, 1 min(x, 0), 2 (x - mean) / sqrt(var + eps) with mean and var as given, 3 with those of
+  // each of `groups` groups of channels, 4 of the channels at each position, 5 as 4 with the mean square as var and no mean. sq_norm:
+  // sum over c of (sum_t grad_y x_hat)^2 where `weight`, plus sum over c of (sum_t grad_y)^2 where `bias`.
+  m.def(
+      "affine_grad_sq_norm(Tensor x, Tensor grad_y, Tensor? mean, Tensor? var, Tensor(a!) sq_norm, int statistics, int groups, "
+      "float eps, bool channels_inner, bool weight, bool bias) -> ()");
   m.def(
       "logit_scores(Tensor logits, Tensor? targets, Tensor? teacher, Tensor(a!)? loss, Tensor(b!)? evs, Tensor(c!)? correct, "
       "Tensor(d!) entropy, Tensor(e!) confidence, Tensor(f!) margin, Tensor(g!)? ds, Tensor(h!)? res, Tensor(i!)? kd, "

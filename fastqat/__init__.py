@@ -4,6 +4,7 @@ from . import methods, nn, selection
 from ._backend import backends, use_backend
 from ._errors import BackendError, CalibrationError, CheckpointError, DataError, FastqatError, InputError
 from .nn import QConfig, QuantSpec, calibrate, param_groups, quantize, summary
+from .norms import per_sample_grad_norms
 from .ops.fake_quant.api import fake_quantize, quantize_codes
 from .ops.fake_quant_all.api import fake_quantize_all
 from .ops.grad_norm.api import conv_grad_sq_norm, linear_grad_sq_norm
@@ -30,6 +31,7 @@ __all__ = [
     "methods",
     "nn",
     "param_groups",
+    "per_sample_grad_norms",
     "quantize",
     "quantize_codes",
     "selection",

@@ -73,6 +73,32 @@ def test_step_table_is_in_proportion_to_the_float_step() -> None:
     assert lines[-3:] == ["| float | 100 ms |", "| fastqat | 1.10 × (1.05) |", "| eager | 2.20 × (1.50) |"]
 
 
+def test_norm_table_is_in_proportion_to_a_plain_step_and_leaves_other_cases_to_a_list() -> None:
+    rows = [
+        row("norms/pass-net", "fastqat", "90"),
+        row("norms/pass-net", "forward + backward", "100", time_ratio="0.9", memory_ratio="1"),
+        row("norms/pass-net", "peer", "180", time_ratio="0.5", memory_ratio="0.25"),
+        row("norms/pass-net", "none", absent="gone"),
+        row("norms/quant-net", "fastqat", "120"),
+        row("norms/quant-net", "forward + backward", "100", time_ratio="1.2", memory_ratio="1.1"),
+        row("norms/layer-3x3-64", "fastqat", "2", gflops="70.4"),
+        row("norms/layer-3x3-64", "weight gradient", "1", gflops="140"),
+        row("norms/grand_last", "fastqat", "1"),
+    ]
+    text = speed_tables(rows)
+    lines = [
+        "| norms | net | net, W4A4 |",
+        "|---|---|---|",
+        "| forward + backward | 100 ms | 100 ms |",
+        "| fastqat | 0.90 × (1.00) | 1.20 × (1.10) |",
+        "| peer | 1.80 × (4.00) | – |",
+        "| none | – | – |",
+    ]
+    assert "\n".join([*lines, "", "Norms of single layers"]) in text
+    assert "| layer | fastqat | weight gradient |\n|---|---|---|\n| 3x3, 64 | 70 | 140 |" in text
+    assert "| norms/grand_last | **fastqat** | 1 | | |" in text and "Not measured: none: gone (norms/pass-net)." in text
+
+
 def test_rows_of_a_gpu_have_tables_of_their_own() -> None:
     rows = [row("lsq/tensor-4k", "fastqat", "0.5"), row("gpu/lsq/tensor-fp32-16M", "fastqat", "0.1", device="a GPU")]
     text = speed_tables(rows)

@@ -8,10 +8,12 @@
   attribute void f##_##level(const Job& job, int64_t begin, int64_t end) { f(job, begin, end); }
 
 #if FASTQAT_X86_LEVELS
-#define FASTQAT_LEVELS(f)                                            \
-  FASTQAT_DEFINE_LEVEL(f, baseline, )                                \
-  FASTQAT_DEFINE_LEVEL(f, avx2, __attribute__((target("avx2,fma")))) \
-  FASTQAT_DEFINE_LEVEL(f, avx512, __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))))
+#define FASTQAT_TARGET_AVX2 __attribute__((target("avx2,fma")))
+#define FASTQAT_TARGET_AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+#define FASTQAT_LEVELS(f)                            \
+  FASTQAT_DEFINE_LEVEL(f, baseline, )                \
+  FASTQAT_DEFINE_LEVEL(f, avx2, FASTQAT_TARGET_AVX2) \
+  FASTQAT_DEFINE_LEVEL(f, avx512, FASTQAT_TARGET_AVX512)
 #define FASTQAT_AT_LEVEL(f) (cpu_level() == Level::avx512 ? f##_avx512 : cpu_level() == Level::avx2 ? f##_avx2 : f##_baseline)
 #else
 #define FASTQAT_LEVELS(f) FASTQAT_DEFINE_LEVEL(f, baseline, )

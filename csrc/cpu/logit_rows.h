@@ -25,6 +25,11 @@ struct LogitMatrix {
   int64_t group_bytes() const { return kLanes * item_bytes; }
 };
 
+inline LogitMatrix as_matrix(const Tensor& t) {
+  const int64_t item_bytes = t.scalar_type() == ScalarType::Float ? 4 : 2;
+  return {static_cast<const char*>(t.data_ptr()), t.stride(0) * item_bytes, item_bytes, t.scalar_type()};
+}
+
 struct LogitRow {
   float* logits;  // [groups * kLanes], padded with -inf
   float* exps;    // e_j = exp(z_j - top)
@@ -48,8 +53,6 @@ struct LaneSums {
   }
   FASTQAT_INLINE double total(int s) { return fold(lanes[s]); }
 };
-
-FASTQAT_INLINE float widen(float x) { return x; }
 
 FASTQAT_INLINE float larger(float a, float b) { return a > b ? a : b; }
 FASTQAT_INLINE float smaller(float a, float b) { return a < b ? a : b; }

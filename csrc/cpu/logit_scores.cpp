@@ -119,12 +119,6 @@ FASTQAT_INLINE void score_rows(const Job& job, int64_t begin, int64_t end) {
 
 FASTQAT_LEVELS(score_rows)
 
-LogitMatrix as_matrix(const std::optional<Tensor>& t) {
-  if (!t) return {};
-  const int64_t item_bytes = t->scalar_type() == ScalarType::Float ? 4 : 2;
-  return {static_cast<const char*>(t->data_ptr()), t->stride(0) * item_bytes, item_bytes, t->scalar_type()};
-}
-
 template <class T>
 T* data_or_null(const std::optional<Tensor>& t) {
   return t ? data<T>(*t) : nullptr;
@@ -136,7 +130,7 @@ void logit_scores_cpu(Tensor logits, std::optional<Tensor> targets, std::optiona
                       std::optional<Tensor> ds, std::optional<Tensor> res, std::optional<Tensor> kd, Tensor first_bad_target) {
   Job job{};
   job.logits = as_matrix(logits);
-  job.teacher = as_matrix(teacher);
+  if (teacher) job.teacher = as_matrix(*teacher);
   job.targets = data_or_null<const int64_t>(targets);
   job.loss = data_or_null<float>(loss);
   job.evs = data_or_null<float>(evs);

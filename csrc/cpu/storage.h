@@ -24,6 +24,7 @@ FASTQAT_INLINE float from_bits(uint32_t u) {
   return f;
 }
 
+FASTQAT_INLINE float widen(float x) { return x; }
 FASTQAT_INLINE float widen(bf16 h) { return from_bits(uint32_t{h.bits} << 16); }
 
 // Exponent and fraction are moved into place and rescaled by 2^112; infinity and NaN get the full fp32 exponent.

@@ -2,11 +2,10 @@
 // and dtype only, never on the device, so that sums built from per-piece partials are the same on every run and every GPU.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <algorithm>
-#include <cstdint>
 #include <numeric>
+
+#include "divider.h"
 
 namespace fastqat {
 
@@ -21,30 +20,6 @@ struct View {
   int64_t scales() const { return blocks * channels; }
   int64_t numel() const { return blocks * outer * channels * inner; }
 };
-
-// n / d for 0 <= n < 2^62 by one multiplication: magic = floor(2^(62 + shift) / d) + 1 with 2^shift >= d is exact there.
-struct Divider {
-  int64_t d = 1;
-  uint64_t magic = (uint64_t{1} << 62) + 1;
-  int shift = 0;
-
-  Divider() = default;
-  explicit Divider(int64_t divisor) : d(divisor) {
-    while ((int64_t{1} << shift) < d) ++shift;
-    magic = static_cast<uint64_t>(((static_cast<unsigned __int128>(1) << (62 + shift)) / static_cast<uint64_t>(d)) + 1);
-  }
-  __device__ __forceinline__ int64_t divide(int64_t n) const {
-    return static_cast<int64_t>(__umul64hi(static_cast<uint64_t>(n) << 2, magic) >> shift);
-  }
-  // n becomes the remainder.
-  __device__ __forceinline__ int64_t split(int64_t& n) const {
-    const int64_t q = divide(n);
-    n -= q * d;
-    return q;
-  }
-};
-
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Rows: `inner` neighbours share a scale. A piece is `span` of them in up to `rows` rows of one channel, worked on by `lanes` threads.
 // Pieces are counted as [blocks][outer_chunks][channels][chunks].

@@ -4,6 +4,7 @@
 
 #include "fake_quant_cut.h"
 #include "fake_quant_maps.h"
+#include "sums.h"
 
 namespace fastqat {
 
@@ -60,20 +61,6 @@ struct RowSums {
   }
 };
 
-// The sum over the `lanes` threads of a piece, in its first thread: a butterfly in each warp, then warp after warp.
-__device__ __forceinline__ double sum_lanes(double value, int lanes) {
-  __shared__ double warps[kThreads / 32];
-  const int width = lanes < 32 ? lanes : 32;
-  for (int offset = width / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
-  if (lanes <= 32) return value;
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
-  __syncthreads();
-  double total = 0;
-  for (int w = 0; w < kThreads / 32; ++w) total += warps[w];
-  return total;
-}
-
 // What one block of threads does, by number: the kernels of fake_quant_launch.h run these on one tensor or on many.
 template <class Map>
 struct Rows {
@@ -97,8 +84,8 @@ struct BackwardRows {
     RowSums<kZeroPoint> sums;
     Backward<T, kReciprocal, kAligned, RowSums<kZeroPoint>> map(job, sums);
     if (piece < cut.pieces) walk_piece(map, job, row_piece(cut, piece), lane, cut.lanes);
-    const double scale = sum_lanes(sums.scale, cut.lanes);
-    const double zero_point = kZeroPoint ? sum_lanes(sums.zero_point, cut.lanes) : 0;
+    const double scale = sum_lanes<kThreads>(sums.scale, cut.lanes);
+    const double zero_point = kZeroPoint ? sum_lanes<kThreads>(sums.zero_point, cut.lanes) : 0;
     if (lane != 0 || piece >= cut.pieces) return;
     put(scale, piece, job, job.scale_sums, job.grad_scale);
     if (kZeroPoint) put(zero_point, piece, job, job.zero_point_sums, job.grad_zero_point);

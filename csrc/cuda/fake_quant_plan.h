@@ -1,13 +1,10 @@
 // From a tensor's view to its cut, and from a job to the code for its types.
 #pragma once
 
-#include <type_traits>
-
 #include "fake_quant_kernels.h"
+#include "types.h"
 
 namespace fastqat {
-
-enum class Storage { float32, bfloat16, float16 };
 
 struct Plan {
   View view;
@@ -62,31 +59,13 @@ inline Job with_access(Job job, const Plan& plan) {
   return job;
 }
 
-// Type<T> stands for T in the argument of a generic function.
-template <class T>
-struct Type {
-  using type = T;
-};
-
-template <class Body>
-void by_flag(bool flag, const Body& body) {
-  flag ? body(std::true_type{}) : body(std::false_type{});
-}
-
 // body(element type, reciprocal, aligned) with what a job and its plan say, as types.
 template <class Body>
 void by_kind(const Job& job, const Plan& plan, const Body& body) {
   const auto with = [&](auto in) {
     by_flag(job.reciprocal, [&](auto reciprocal) { by_flag(job.aligned, [&](auto aligned) { body(in, reciprocal, aligned); }); });
   };
-  switch (plan.storage) {
-    case Storage::float32:
-      return with(Type<float>{});
-    case Storage::bfloat16:
-      return with(Type<__nv_bfloat16>{});
-    case Storage::float16:
-      return with(Type<__half>{});
-  }
+  by_storage(plan.storage, with);
 }
 
 // start(Type<Block>) with the blocks that work on a job of this kind.

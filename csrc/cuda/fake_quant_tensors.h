@@ -1,41 +1,10 @@
 // From torch's tensors to jobs, through the stable ABI alone.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/macros.h>
-
-#include <array>
-
-#include "../common.h"
 #include "fake_quant_plan.h"
+#include "tensors.h"
 
 namespace fastqat {
-
-using torch::stable::accelerator::DeviceGuard;
-
-inline cudaStream_t current_stream(const Tensor& x) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-inline Storage storage_of(const Tensor& x) {
-  const ScalarType type = x.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half,
-                  "fake_quant: the cuda backend takes float32, bfloat16 and float16");
-  return type == ScalarType::Float ? Storage::float32 : type == ScalarType::BFloat16 ? Storage::bfloat16 : Storage::float16;
-}
-
-// Sizes, types and devices are checked here too, since the operators can be called without the Python layer; layouts are the
-// caller's word.
-inline bool fits(const Tensor& t, ScalarType type, int64_t numel, const Tensor& x) {
-  return t.scalar_type() == type && t.numel() == numel && t.is_cuda() && t.get_device_index() == x.get_device_index();
-}
-
-inline bool fits(const std::optional<Tensor>& t, ScalarType type, int64_t numel, const Tensor& x) {
-  return !t.has_value() || fits(*t, type, numel, x);
-}
 
 inline Job make_job(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& zero_point, const Tensor& out, const View& view,
                     int64_t qmin, int64_t qmax, bool reciprocal) {
@@ -72,10 +41,6 @@ inline std::pair<Job, Plan> make_backward(const Tensor& x, const Tensor& scale, 
   const Plan plan = make_plan(view, storage_of(x));
   return {with_access(job, plan), plan};
 }
-
-// Room for partials. torch's allocator hands it out in the order of the stream, in a graph's own pool while one is captured, so that
-// it may be freed as soon as the kernels are launched.
-inline Tensor workspace(const Tensor& x, int64_t doubles) { return torch::stable::new_empty(x, {&doubles, 1}, ScalarType::Double); }
 
 inline int64_t workspace_size(const Job& job, const Plan& plan) {
   return job.whole ? 0 : plan.partials() * ((job.grad_scale != nullptr) + (job.grad_zero_point != nullptr));

@@ -77,6 +77,14 @@ __device__ __forceinline__ T narrow(float v) {
   return pair[0];
 }
 
+// W neighbours by one access, on a boundary of their size.
+template <int W, class T>
+__device__ __forceinline__ Pack<T, W> load_pack(const T* from) {
+  Pack<T, W> pack;
+  pack.words[0] = *reinterpret_cast<const typename Pack<T, W>::word*>(from);
+  return pack;
+}
+
 // U vectors, `step` elements apart: all loads are issued before the first value is used.
 template <bool kAligned, int U, class T>
 __device__ __forceinline__ void load(const T* from, int64_t step, Pack<T, kVector<T>> (&packs)[U]) {

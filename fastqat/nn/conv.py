@@ -31,7 +31,8 @@ class _QuantConv(QuantLayer):
         single = x.dim() == self.weight.dim() - 1
         if single:
             x = x.unsqueeze(0)  # before the quantizer sees it: its channel axis and gradient factor count from the batch dimension
-        x, weight, x_quant, w_quant = self.operands(x)
+        given, (x, weight, x_quant, w_quant) = x, self.operands(x)
+        wanted = self.wanted(given, (x, weight))
         x, padding = self._pad(x)
         y = quant_conv(
             x,
@@ -43,8 +44,12 @@ class _QuantConv(QuantLayer):
             groups=self.groups,
             x_quant=x_quant,
             w_quant=w_quant,
+            wanted=wanted,
         )
         return y.squeeze(0) if single else y
+
+    def padded(self, x: Tensor) -> Tensor:
+        return self._pad(x)[0]
 
     def _pad(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """x padded as far as the op cannot, and the zeros on both sides that are left to the op."""

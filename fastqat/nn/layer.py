@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.quant_layer.api import QuantArgs
+from ..ops.quant_layer.norms import SampleNorms, Wanted
 from ..quantizers import Quantizer, QuantSpec, make_quantizer
+from .sample_norms import wanted
 from .weights import is_running, quantize_alone, version
 
 
@@ -35,6 +37,7 @@ class QuantLayer(nn.Module):
     shares_weight_quant = False  # set by `share_weight_quant`
     w_hat: Tensor | None = None  # the quantized weight while a forward of the model that shares is running
     w_hat_origin: tuple[FrameType, int] | None = None  # that forward's call, and the version of the weight; None if torch.compile traced it
+    sample_norms: SampleNorms | None = None  # set by `per_sample_grad_norms` while it collects
 
     def __init__(self, *args: Any, weight: QuantSpec | None = None, activation: QuantSpec | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -76,11 +79,20 @@ class QuantLayer(nn.Module):
         quantizer = self.weight_quantizer
         if quantizer is None:
             return x, self.weight, x_quant, None
-        if self.shares_weight_quant:
+        if self.shares_weight_quant and self.sample_norms is None:
             w_hat = self._shared_w_hat()
             return x, quantize_alone(quantizer, self.weight) if w_hat is None else w_hat, x_quant, None
         weight, w_quant = quantizer.operand(self.weight)
         return x, weight, x_quant, w_quant
+
+    def wanted(self, x: Tensor, reads: tuple[Tensor, Tensor]) -> Wanted | None:
+        """What the op is to deliver from its backward pass, where norms are collected; `reads` is what it reads of x and the weight."""
+        norms = self.sample_norms
+        return None if norms is None or not torch.is_grad_enabled() else wanted(self, norms, x, reads, self.padded)
+
+    def padded(self, x: Tensor) -> Tensor:
+        """x as the op takes it."""
+        return x
 
     def _shared_w_hat(self) -> Tensor | None:
         """w_hat if it holds: a forward that ended by KeyboardInterrupt leaves it behind, for torch runs hooks after an Exception only."""
@@ -90,8 +102,8 @@ class QuantLayer(nn.Module):
         return self.w_hat if version(self.weight) == of_version and is_running(frame) else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles get: nothing of a forward that runs or was interrupted."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("w_hat", "w_hat_origin")}
+        """What copies and pickles get: nothing of a forward that runs or was interrupted, nor of a collection."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("w_hat", "w_hat_origin", "sample_norms")}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)

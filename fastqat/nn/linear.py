@@ -37,6 +37,6 @@ class QuantLinear(QuantLayer, nn.Linear):
         single = x.dim() == 1
         if single:
             x = x.unsqueeze(0)
-        x, weight, x_quant, w_quant = self.operands(x)
-        y = quant_linear(x, weight, self.bias, x_quant=x_quant, w_quant=w_quant)
+        given, (x, weight, x_quant, w_quant) = x, self.operands(x)
+        y = quant_linear(x, weight, self.bias, x_quant=x_quant, w_quant=w_quant, wanted=self.wanted(given, (x, weight)))
         return y.squeeze(0) if single else y

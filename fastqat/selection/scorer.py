@@ -36,9 +36,10 @@ def score_dataset(
 ) -> ScoreTable:
     """Score every sample of `dataset` with `model`, in one pass, in data-set order.
 
-    The model runs in eval mode without gradients and is put back into the modes it was in, errors included. Batches are never
-    shuffled. Scores stay on the device until the end: 4 bytes per sample and score, 8 per label. Scores that use the labels wait for the
-    device once per batch, where `fastqat.logit_scores` checks them (not on the CPU).
+    The model runs once per batch, in eval mode and without gradients, and is put back into the modes it was in, errors included; ``grand``
+    alone runs a backward pass too, and so holds the activations of a batch: pass a smaller `batch_size` where they do not fit. Batches are
+    never shuffled. Scores stay on the device until the end: 4 bytes per sample and score, 8 per label. Scores that use the labels wait for
+    the device once per batch, where `fastqat.logit_scores` checks them (not on the CPU).
 
     Args:
         model: gives logits ``[B, C]`` for a batch (or an object with ``.logits``, or a tuple that starts with them).
@@ -50,14 +51,14 @@ def score_dataset(
         num_workers: of the `DataLoader`.
         progress: show a bar (on a terminal only).
         forward: ``forward(model, x)`` in place of ``model(x)``, for teacher and student alike.
-        options: of the scores, such as ``beta=0.3`` of ``acs``.
+        options: of the scores, such as ``beta=0.3`` of ``acs``, or ``unknown="func"`` of ``grand`` (see `fastqat.per_sample_grad_norms`).
 
     Returns:
         `ScoreTable`: name → fp32 ``[N]`` on the CPU, and ``.labels`` int64 ``[N]`` (None when the data set yields no labels).
 
     Raises:
         InputError: unknown score or option, no teacher where one is needed, a teacher with other classes, NaN logits, a batch size
-            below 1.
+            below 1; for ``grand`` a layer whose gradient has no rule, for ``grand_last`` logits that no linear layer gave.
         DataError: empty data set, a label outside ``[0, C)``, no labels where a score needs them.
 
     Source: ACS, Huang et al., TMLR 2024 (arXiv 2306.07215): the scoring pass.
@@ -130,14 +131,30 @@ class _Pass:
         """Score one batch; returns its number of samples."""
         if isinstance(x, Tensor):
             x = x.to(self.device, non_blocking=True)
-        logits = logits_of(self.model, x, self.forward)
-        self.classes = logits.shape[1]
+        logits, targets = self._watched_forward(x, y)
         taught = None if self.cache is None else self.cache.take(self.done, x, logits, self.forward)
-        result = logit_scores(logits, self._targets(y, logits), taught)
+        result = logit_scores(logits, targets, taught)
         for name, (score, options) in self.wanted.items():
-            self.columns[name].append(score(result, **options))
+            if not score.watches:
+                self.columns[name].append(score(result, **options))
         self.done += logits.shape[0]
         return logits.shape[0]
+
+    def _watched_forward(self, x: Any, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Logits and targets of one batch, under the eyes of the scores that watch the model."""
+        watching = {name: score.watch(self.model, **options) for name, (score, options) in self.wanted.items() if score.watches}
+        with ExitStack() as stack:
+            watched = {name: stack.enter_context(watch) for name, watch in watching.items()}
+            logits = logits_of(self.model, x, self.forward)
+            self.classes = logits.shape[1]
+            targets = self._targets(y, logits)
+            for each in watched.values():
+                each.logits = logits
+                if targets is not None:
+                    each.targets = targets
+        for name, each in watched.items():
+            self.columns[name].append(each.scores.detach())
+        return logits.detach(), targets
 
     def _targets(self, y: Tensor | None, logits: Tensor) -> Tensor | None:
         """Labels on the device, kept for `table`; those out of range are replaced here, and reported there with their place in the data."""

@@ -98,10 +98,26 @@ class OnHost:
         return found
 
 
-def build(folder: Path) -> OnHost:
-    """Compile the kernels with g++ into `folder`, and load them."""
-    library = folder / "fake_quant_on_host.so"
-    flags = ["-std=c++17", "-O0", "-shared", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wno-unknown-pragmas"]
+def array(tensor: Tensor) -> ctypes.Structure:
+    """Address, sizes and strides, as the C functions take them."""
+    dims = ctypes.c_int64 * tensor.dim()
+    kind = type("Array", (ctypes.Structure,), {"_fields_": [("data", ctypes.c_void_p), ("size", dims), ("stride", dims)]})
+    return kind(tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def compiled(folder: Path, source: str, *flags: str) -> ctypes.CDLL:
+    """Compile one file of this folder, with the kernels that it includes, with g++ into `folder`, and load it."""
+    library = folder / f"{source}.so"
+    always = ["-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wno-unknown-pragmas"]
     includes = [f"-I{ROOT / 'tests/native/cuda_on_host'}", f"-I{ROOT / 'csrc'}"]
-    subprocess.run(["g++", *flags, *includes, str(ROOT / "tests/native/fake_quant_on_host.cpp"), "-o", str(library)], check=True)
-    return OnHost(ctypes.CDLL(str(library)))
+    subprocess.run(["g++", *always, *flags, *includes, str(ROOT / "tests/native" / f"{source}.cpp"), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+def build(folder: Path) -> OnHost:
+    """The kernels of fake quantization."""
+    return OnHost(compiled(folder, "fake_quant_on_host", "-O0"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -14,8 +14,14 @@ class Rule:
     """Per-sample gradients of the own parameters of one type of layer.
 
     `grads` is the reference, and what sums the parts of shared parameters; `sq_norm` is overridden where the norm can be had without them.
-    Results are of the loss as it was differentiated, in fp32 (fp64 for fp64). N is dimension 0 of x and grad_y.
+    Results are of the loss as it was differentiated, in fp32 (fp64 for fp64). N is dimension 0 of x and grad_y, x is what the layer read:
+    in the dtype of grad_y, or integer. The layer's output must not share memory with its input.
+
+    Attributes:
+        parameters: names of the parameters that the rule knows; a layer that owns others is refused. None: whatever the layer owns.
     """
+
+    parameters: ClassVar[Names | None] = frozenset({"weight", "bias"})
 
     def refuses(self, layer: Any) -> str | None:
         """Why this layer's gradient has no part per sample, as with batch statistics; None when it does."""
@@ -28,7 +34,12 @@ class Rule:
     def sq_norm(self, layer: Any, x: Tensor, grad_y: Tensor, names: Names) -> Tensor:
         """``[N]``: squared norm over the parameters in `names`, never empty."""
         grads = self.grads(layer, x, grad_y, names).values()
-        return sum((grad.flatten(1).square().sum(1) for grad in grads), grad_y.new_zeros(()))
+        return sum((sq_norm_of(grad) for grad in grads), grad_y.new_zeros(()))
+
+
+def sq_norm_of(grads: Tensor) -> Tensor:
+    """``[N, *shape]`` → ``[N]``, of scalars too."""
+    return grads.unsqueeze(-1).flatten(1).square().sum(1)
 
 
 _rules: dict[type[nn.Module], Rule] = {}
@@ -48,6 +59,7 @@ def register_rule(*types: type[nn.Module]) -> Callable[[type[Rule]], type[Rule]]
         ...         return x + self.shift
         >>> @register_rule(Shift)
         ... class ShiftRule(Rule):
+        ...     parameters = frozenset({"shift"})
         ...     def grads(self, layer, x, grad_y, names):
         ...         return {"shift": grad_y.flatten(1, -2).sum(1)}
     """

@@ -45,7 +45,7 @@ class _Ready(NamedTuple):
     high: Tensor
 
 
-def _spread(values: Tensor, x: Tensor, grid: Grid) -> Tensor:
+def spread(values: Tensor, x: Tensor, grid: Grid) -> Tensor:
     """`values`, shaped like the scale, so that they broadcast over x."""
     if grid.axis is not None and grid.group_size is not None:
         return values.repeat_interleave(grid.group_size, grid.axis)
@@ -68,8 +68,8 @@ def _total(terms: Tensor, grid: Grid) -> Tensor:
 
 def _prepare(x: Tensor, grid: Grid) -> _Ready:
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    s = _spread(grid.scale.to(compute), x, grid)
-    z = torch.zeros_like(s) if grid.zero_point is None else _spread(grid.zero_point.to(compute).round(), x, grid)
+    s = spread(grid.scale.to(compute), x, grid)
+    z = torch.zeros_like(s) if grid.zero_point is None else spread(grid.zero_point.to(compute).round(), x, grid)
     return _Ready(x.to(compute), s, z, grid.qmin - z, grid.qmax - z)
 
 

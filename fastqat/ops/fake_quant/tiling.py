@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .._layout import View
+from .._tiles import WASTE, ceil_div, narrowed, power, waste
 
 VECTOR_BYTES = 16
 LINE_BYTES = 128  # a tile takes at least so much of a row that has it
@@ -25,7 +26,6 @@ PROGRAMS = 2048  # of a backward pass over a large tensor, about two waves on th
 WHOLE_STEPS = 8  # up to so many tiles one program sums a scale alone: cheaper than a second launch
 ONE_PROGRAM, ONE_PROGRAM_WARPS = 1 << 15, 16  # a tensor of one scale up to this size is summed by one large program
 COLUMNS = 256  # widest tile of columns where there are rows to fill it
-WASTE = 1.125  # lanes over elements that a tile may cost before a narrower one is looked for
 
 
 class Tiling(NamedTuple):
@@ -75,37 +75,18 @@ def _has_columns(view: View, vector: int) -> bool:
     return view.inner == 1 or (view.outer >= vector and view.inner % vector != 0)
 
 
-def _ceil(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def _power(n: int) -> int:
-    """The least power of two that is not below `n`."""
-    return 1 << max(n - 1, 0).bit_length()
-
-
-def _waste(length: int, tile: int) -> float:
-    """Lanes over elements when `length` is cut into pieces of `tile`."""
-    return _ceil(length, tile) * tile / length
-
-
 def _widths(length: int, vector: int, widest: int) -> list[int]:
     """Tile widths to choose from for rows of `length`, widest first."""
-    narrowest = min(vector * LINE_BYTES // VECTOR_BYTES, _power(length), widest)
+    narrowest = min(vector * LINE_BYTES // VECTOR_BYTES, power(length), widest)
     return [widest >> k for k in range(widest.bit_length()) if widest >> k >= narrowest]
-
-
-def _narrowed(widths: list[int], waste: Callable[[int], float]) -> int:
-    """The first width with little waste, else the one with least."""
-    return next((width for width in widths if waste(width) <= WASTE), min(widths, key=waste))
 
 
 def _chunks(steps: int, tiles: int) -> tuple[int, int]:
     """Chunks, and steps of each, when `tiles` groups of scales take `steps` tiles each."""
     if steps <= WHOLE_STEPS:
         return 1, steps
-    per_chunk = _ceil(steps, min(steps, _ceil(PROGRAMS, tiles)))
-    return _ceil(steps, per_chunk), per_chunk
+    per_chunk = ceil_div(steps, min(steps, ceil_div(PROGRAMS, tiles)))
+    return ceil_div(steps, per_chunk), per_chunk
 
 
 def _constants(width: int, align: int, even: bool, tile: tuple[int, int]) -> dict[str, Any]:
@@ -124,9 +105,9 @@ def _by_rows(view: View, vector: int, warps: int, per_thread: int) -> Tiling:
     per_thread = THREAD // 2 if 0 < align < vector else per_thread  # narrow accesses take more registers
     size = 32 * warps * per_thread
     widths = [size] if channels == 1 else _widths(inner, vector, size)
-    columns = _narrowed(widths, lambda width: _waste(inner, width) * _waste(channels, size // width))
+    columns = narrowed(widths, lambda width: waste(inner, width) * waste(channels, size // width))
     rows = size // columns
-    steps, groups = outer * _ceil(inner, columns), _ceil(channels, rows)
+    steps, groups = outer * ceil_div(inner, columns), ceil_div(channels, rows)
     chunks, per_chunk = (1, steps) if warps == ONE_PROGRAM_WARPS else _chunks(steps, groups)
     return Tiling(
         by_column=False,
@@ -154,26 +135,26 @@ def _fold(view: View, vector: int) -> int:
     if least >= view.outer:
         return view.outer  # one row, and it begins where the tensor does
 
-    def waste(fold: int) -> float:
-        widths = _widths(fold * period, vector, min(COLUMNS, _power(fold * period)))
-        return max(WASTE, min(_waste(fold * period, width) for width in widths))
+    def cost(fold: int) -> float:
+        widths = _widths(fold * period, vector, min(COLUMNS, power(fold * period)))
+        return max(WASTE, min(waste(fold * period, width) for width in widths))
 
-    return min((fold for fold in range(least, view.outer + 1, least) if fold == least or fold * period <= COLUMNS), key=waste)
+    return min((fold for fold in range(least, view.outer + 1, least) if fold == least or fold * period <= COLUMNS), key=cost)
 
 
 def _by_columns(view: View, vector: int, warps: int, per_thread: int) -> Tiling:
     blocks, outer, channels, inner = view
     fold = _fold(view, vector)
-    rows, width = _ceil(outer, fold), fold * channels * inner
+    rows, width = ceil_div(outer, fold), fold * channels * inner
     size = 32 * warps * per_thread
-    widest = min(size, max(min(COLUMNS, _power(width)), size // _power(rows)))
-    columns = _narrowed(_widths(width, vector, widest), lambda tile: _waste(width, tile))
+    widest = min(size, max(min(COLUMNS, power(width)), size // power(rows)))
+    columns = narrowed(_widths(width, vector, widest), lambda tile: waste(width, tile))
     if fold * inner == 1:  # a narrower tile may be tall enough to sum whole columns
         columns = next((tile for tile in _widths(width, vector, columns) if rows <= WHOLE_STEPS * (size // tile)), columns)
     while warps > 1 and size // columns >= 2 * rows:  # few rows: fewer threads
         warps, size = warps // 2, size // 2
     tile_rows = size // columns
-    steps, groups = _ceil(rows, tile_rows), blocks * _ceil(width, columns)
+    steps, groups = ceil_div(rows, tile_rows), blocks * ceil_div(width, columns)
     chunks, per_chunk = _chunks(steps, groups)
     align = 0 if rows * blocks == 1 else math.gcd(width, vector)
     even = width % columns == 0 and rows % tile_rows == 0 and outer % fold == 0
@@ -196,5 +177,5 @@ def _by_columns(view: View, vector: int, warps: int, per_thread: int) -> Tiling:
 
 def finish_tile(scales: int, parts: int) -> tuple[int, int]:
     """Scales of a program of the second stage, and how many partials of each it reads at once."""
-    wide = min(_power(parts), 1024)
-    return max(1, min(_power(scales), 1024 // wide)), wide
+    wide = min(power(parts), 1024)
+    return max(1, min(power(scales), 1024 // wide)), wide

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from ..._errors import InputError
 from . import op
-from .geometry import LINEAR, Geometry, lift, triple
+from .geometry import LINEAR, Geometry, lift, positions_last, triple
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -47,13 +46,7 @@ def linear_grad_sq_norm(x: Tensor, grad_y: Tensor, *, bias: bool = True) -> Tens
     _check(x, grad_y, least=2)
     if x.dim() != grad_y.dim() or x.shape[:-1] != grad_y.shape[:-1]:
         raise InputError(f"x [N, ..., I] and grad_y [N, ..., O] must agree in all but the last dimension; got {_shapes(x, grad_y)}")
-    return op.grad_sq_norm(_positions_last(x), _positions_last(grad_y), None, None, LINEAR.encode(), bias, "auto")[0]
-
-
-def _positions_last(x: Tensor) -> Tensor:
-    """``[N, ..., I]`` as a view ``[N, I, 1, 1, T]``."""
-    rows = x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
-    return rows.transpose(1, 2)[:, :, None, None]
+    return op.grad_sq_norm(positions_last(x), positions_last(grad_y), None, None, LINEAR.encode(), bias, "auto")[0]
 
 
 def conv_grad_sq_norm(
@@ -99,15 +92,26 @@ def conv_grad_sq_norm(
         tensor([49152., 49152.])
     """
     _check(x, grad_y, least=3, most=5)
+    x, geometry = conv_operand(x, kernel_size, stride, padding, dilation, groups)
+    _check_conv(x, grad_y, geometry)
+    return op.grad_sq_norm(lift(x), lift(grad_y), None, None, geometry.encode(), bias, "auto")[0]
+
+
+def conv_operand(
+    x: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+    groups: int,
+) -> tuple[Tensor, Geometry]:
+    """x, padded as far as the operator cannot, and what is left to the operator; arguments as `conv_grad_sq_norm` has them."""
     spatial = x.dim() - 2
     kernel, dilations = _per_dim("kernel_size", kernel_size, spatial, 1), _per_dim("dilation", dilation, spatial, 1)
     strides = _per_dim("stride", stride, spatial, 1)
     x, padding = _padded(x, padding, kernel, dilations, strides)
-    geometry = Geometry(
-        groups, triple(kernel, 1), triple(strides, 1), triple(_per_dim("padding", padding, spatial, 0), 0), triple(dilations, 1)
-    )
-    _check_conv(x, grad_y, geometry)
-    return op.grad_sq_norm(lift(x), lift(grad_y), None, None, geometry.encode(), bias, "auto")[0]
+    pads = _per_dim("padding", padding, spatial, 0)
+    return x, Geometry(groups, triple(kernel, 1), triple(strides, 1), triple(pads, 0), triple(dilations, 1))
 
 
 def _padded(

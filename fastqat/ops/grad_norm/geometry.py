@@ -67,3 +67,9 @@ def lift(x: Tensor) -> Tensor:
     for _ in range(2 + SPATIAL - x.dim()):
         x = x.unsqueeze(2)
     return x
+
+
+def positions_last(x: Tensor) -> Tensor:
+    """Input or output ``[N, ..., I]`` of a linear layer as a view ``[N, I, 1, 1, T]``."""
+    rows = x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
+    return rows.transpose(1, 2)[:, :, None, None]

@@ -12,10 +12,14 @@ from .._library import define_op
 from . import reference
 from .forms import Form, cheapest
 from .geometry import Geometry
+from .launch import Triton
+from .native import Cuda
 
 OP = "grad_norm"
 
 _backend.register(OP, "reference", reference)
+_backend.register(OP, "triton", Triton)
+_backend.register(OP, "cuda", Cuda)
 
 
 def _forward(
@@ -25,16 +29,16 @@ def _forward(
     implementation = _backend.pick(OP, x, grad_y)
     if form == "auto":
         forms = implementation.FORMS if mask is None else implementation.masked_forms(mask)
-        form = cheapest(forms, x, grad_y, geometry)
+        form = cheapest(forms, x, grad_y, geometry, mask, slope)
     if form == "direct":
         sq_norm, inner = implementation.direct(x, grad_y, mask, slope, geometry, bias)
     else:
         sq_norm = implementation.gram(x, grad_y, mask, geometry, bias, cast(Form, form))
-        inner = None if slope is None else _inner(x, grad_y, slope, geometry)
+        inner = None if slope is None else inner_products(x, grad_y, slope, geometry)
     return sq_norm, sq_norm.new_empty(x.shape[0], 0) if inner is None else inner
 
 
-def _inner(x: Tensor, grad_y: Tensor, slope: Tensor, geometry: Geometry) -> Tensor:
+def inner_products(x: Tensor, grad_y: Tensor, slope: Tensor, geometry: Geometry) -> Tensor:
     """Σ_k (slope ∘ G) ``[N, O]`` without G: the outputs of the layer with `slope` as its weight, times their gradients."""
     groups, _, stride, padding, dilation = geometry
     y = torch.ops.aten.convolution(x, slope.to(x.dtype), None, stride, padding, dilation, False, [0, 0, 0], groups)

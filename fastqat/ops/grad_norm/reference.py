@@ -25,7 +25,7 @@ def direct(
 ) -> tuple[Tensor, Tensor | None]:
     """Σ (mask ∘ G)² ``[N]`` and, with a slope, Σ_k (slope ∘ G) ``[N, O]``: the gradient G of each sample is formed."""
     norms, inners = [], []
-    for rows, grads in _chunks(x, grad_y, geometry, direct=True):
+    for rows, grads in chunks(x, grad_y, geometry, direct=True):
         gradient = per_sample(rows, grads).flatten(1, 2)  # [n, O, C / groups * taps]
         masked = gradient if mask is None else gradient * mask.flatten(1)
         norms.append(masked.square().sum((1, 2)) + _bias(grads, bias))
@@ -37,7 +37,7 @@ def direct(
 def gram(x: Tensor, grad_y: Tensor, mask: Tensor | None, geometry: Geometry, bias: bool, form: Form) -> Tensor:
     """Σ_tt' (g_t · g_t') (u_t · u_t') ``[N]``, clamped at 0: rounding may bring it below."""
     norms = []
-    for rows, grads in _chunks(x, grad_y, geometry, direct=False):
+    for rows, grads in chunks(x, grad_y, geometry, direct=False):
         products = (grads.transpose(2, 3) @ grads) * (rows.transpose(2, 3) @ rows)
         norms.append((products.sum((1, 2, 3)) + _bias(grads, bias)).clamp_min(0))
     return _joined(norms, x, (0,))
@@ -60,7 +60,7 @@ def unfold(x: Tensor, size: tuple[int, ...], geometry: Geometry) -> Tensor:
     return windows.reshape(x.shape[0], geometry.groups, x.shape[1] // geometry.groups * geometry.taps, -1)
 
 
-def _chunks(x: Tensor, grad_y: Tensor, geometry: Geometry, direct: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def chunks(x: Tensor, grad_y: Tensor, geometry: Geometry, direct: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Unfolded inputs and grad_y ``[n, groups, O / groups, T]`` of a few samples at a time, in fp32 or fp64."""
     size = tuple(grad_y.shape[2:])
     wide = torch.promote_types(x.dtype, torch.float32)

@@ -11,7 +11,7 @@ from ..._errors import InputError
 from . import op
 from .reference import field_names
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class LogitScores(NamedTuple):
@@ -31,11 +31,11 @@ class LogitScores(NamedTuple):
 def _check_logits(name: str, logits: Tensor) -> None:
     if logits.dim() != 2 or logits.shape[1] == 0:
         raise InputError(f"{name} has shape {list(logits.shape)}; accepted: [samples, classes] with at least one class")
-    if logits.dtype not in _DTYPES:
+    if logits.dtype not in DTYPES:
         raise InputError(f"{name} is {logits.dtype}; accepted: float32, bfloat16, float16, float64: use {name}.float()")
 
 
-def _check(logits: Tensor, targets: Tensor | None, teacher_logits: Tensor | None) -> None:
+def check_inputs(logits: Tensor, targets: Tensor | None, teacher_logits: Tensor | None) -> None:
     _check_logits("logits", logits)
     if targets is not None:
         if targets.dtype != torch.int64:
@@ -104,7 +104,7 @@ def logit_scores(logits: Tensor, targets: Tensor | None = None, teacher_logits: 
         >>> fq.logit_scores(logits).loss is None
         True
     """
-    _check(logits, targets, teacher_logits)
+    check_inputs(logits, targets, teacher_logits)
     names = field_names(targets is not None, teacher_logits is not None)
     detached = None if teacher_logits is None else teacher_logits.detach()
     return LogitScores(**dict(zip(names, op.logit_scores(logits.detach(), targets, detached), strict=True)))

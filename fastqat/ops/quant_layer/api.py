@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .._autograd import apply, tracked
 from ..fake_quant.api import check_range
 from ..fake_quant.reference import SEMANTICS
-from . import op
+from . import norms, op
+from .norms import Wanted
 
 
 class QuantArgs(NamedTuple):
@@ -38,7 +40,8 @@ class QuantArgs(NamedTuple):
     per_scale: bool = False
 
 
-def _encode(x: Tensor, quant: QuantArgs | None) -> tuple[Tensor | None, Tensor | None, list[int], float, bool]:
+def encode(x: Tensor, quant: QuantArgs | None) -> tuple[Tensor | None, Tensor | None, list[int], float, bool]:
+    """`quant` as the operators take it: scale, zero point, code, gradient factor, per_scale. Raises as `quant_linear`."""
     if quant is None:
         return None, None, [], 1.0, False
     axis = check_range(x, quant.scale, quant.zero_point, quant.qmin, quant.qmax, quant.axis, quant.group_size, quant.semantics)
@@ -46,17 +49,34 @@ def _encode(x: Tensor, quant: QuantArgs | None) -> tuple[Tensor | None, Tensor |
     return quant.scale, quant.zero_point, code, quant.grad_factor, quant.per_scale
 
 
-def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, conv: list[int], x_quant: QuantArgs | None, w_quant: QuantArgs | None) -> Tensor:
-    x_scale, x_zero_point, x_code, x_factor, x_per_scale = _encode(x, x_quant)
-    w_scale, w_zero_point, w_code, w_factor, w_per_scale = _encode(weight, w_quant)
+def _apply(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    conv: list[int],
+    x_quant: QuantArgs | None,
+    w_quant: QuantArgs | None,
+    wanted: Wanted | None,
+) -> Tensor:
+    x_scale, x_zero_point, x_code, x_factor, x_per_scale = encode(x, x_quant)
+    w_scale, w_zero_point, w_code, w_factor, w_per_scale = encode(weight, w_quant)
     tensors = (x, weight, bias, x_scale, x_zero_point, w_scale, w_zero_point)
+    options = (x_code, w_code, conv, [x_factor, w_factor], [x_per_scale, w_per_scale])
+    if wanted is not None and torch.is_grad_enabled():
+        return apply(norms.QuantLayerNorms, *tensors, *options, wanted.anchor, wanted)
     if tracked(*tensors):
-        return apply(op.QuantLayer, *tensors, x_code, w_code, conv, [x_factor, w_factor], [x_per_scale, w_per_scale])
+        return apply(op.QuantLayer, *tensors, *options)
     return op.quant_layer(*tensors, x_code, w_code, conv)
 
 
 def quant_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, x_quant: QuantArgs | None = None, w_quant: QuantArgs | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    x_quant: QuantArgs | None = None,
+    w_quant: QuantArgs | None = None,
+    wanted: Wanted | None = None,
 ) -> Tensor:
     r""":math:`y = \hat x\, \hat w^\top + b` with fake-quantized operands; saves x and weight only and recomputes the rest.
 
@@ -64,6 +84,7 @@ def quant_linear(
         x: ``[..., I]``. weight: ``[O, I]``; may be fp32 while x is bf16 (autocast): the product runs in the dtype of x.
         bias: ``[O]`` or None.
         x_quant, w_quant: quantizers, None leaves the operand as it is.
+        wanted: per-sample gradients that the backward pass delivers; dimension 0 of x is then the batch.
 
     Returns:
         ``[..., O]`` in the dtype of x, differentiable in x, weight, bias, scales and zero points.
@@ -77,7 +98,7 @@ def quant_linear(
         >>> quant_linear(torch.ones(1, 2), torch.tensor([[0.3, 9.0]]), w_quant=w)
         tensor([[1.]])
     """
-    return _apply(x, weight, bias, [], x_quant, w_quant)
+    return _apply(x, weight, bias, [], x_quant, w_quant, wanted)
 
 
 def quant_conv(
@@ -91,6 +112,7 @@ def quant_conv(
     groups: int = 1,
     x_quant: QuantArgs | None = None,
     w_quant: QuantArgs | None = None,
+    wanted: Wanted | None = None,
 ) -> Tensor:
     r"""Convolution (1-D, 2-D, 3-D) of fake-quantized operands; saves x and weight only and recomputes the rest.
 
@@ -99,6 +121,7 @@ def quant_conv(
         bias: ``[O]`` or None.
         stride, padding, dilation: one integer per spatial dimension. The padding zeros enter after quantization.
         x_quant, w_quant: quantizers, None leaves the operand as it is.
+        wanted: per-sample gradients that the backward pass delivers.
 
     Returns:
         ``[N, O, ...]`` in the dtype of x.
@@ -114,7 +137,7 @@ def quant_conv(
     """
     conv = [groups, *stride, *padding, *dilation]
     if x.dim() == weight.dim():
-        return _apply(x, weight, bias, conv, x_quant, w_quant)
+        return _apply(x, weight, bias, conv, x_quant, w_quant, wanted)
     if x_quant is not None and x_quant.axis is not None:
         x_quant = x_quant._replace(axis=x_quant.axis + 1 if x_quant.axis >= 0 else x_quant.axis)
-    return _apply(x.unsqueeze(0), weight, bias, conv, x_quant, w_quant).squeeze(0)
+    return _apply(x.unsqueeze(0), weight, bias, conv, x_quant, w_quant, wanted).squeeze(0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,28 @@ from .._autograd import once, op_function
 from .._library import define_op
 from ..fake_quant.op import OP as FAKE_QUANT
 from ..fake_quant.reference import SEMANTICS, Grid
+
+
+class Needs(NamedTuple):
+    """Which tensors of the operator a gradient is wanted of, in its order."""
+
+    x: bool = False
+    weight: bool = False
+    bias: bool = False
+    x_scale: bool = False
+    x_zero_point: bool = False
+    w_scale: bool = False
+    w_zero_point: bool = False
+
+    @property
+    def weight_side(self) -> bool:
+        """Whether that takes the product of x_hat and grad_y."""
+        return self.weight or self.bias or self.w_scale or self.w_zero_point
+
+    @property
+    def input_side(self) -> bool:
+        """Whether that takes the gradient of x_hat."""
+        return self.x or self.x_scale or self.x_zero_point
 
 
 class Operand(NamedTuple):
@@ -38,22 +60,27 @@ class Operand(NamedTuple):
         """x_hat, or x itself where nothing is quantized."""
         return _backend.pick(FAKE_QUANT, x).forward(x, self.grid()) if self.code else x
 
+    def factor(self, x: Tensor, factor: float, per_scale: bool) -> float:
+        """The gradient factor of scale and zero point, divided by √(elements of `x` that share a scale) if `per_scale`."""
+        assert self.scale is not None
+        return factor / math.sqrt(max(x.numel() // self.scale.numel(), 1)) if per_scale else factor
+
     def backward(self, grad: Tensor, x: Tensor, factor: float, per_scale: bool, needs: tuple[bool, bool]) -> tuple[Tensor, ...]:
         """Gradients of x, scale and zero point from the gradient of x_hat, which is overwritten."""
         if not self.code:
-            return grad, _nothing(grad), _nothing(grad)
+            return grad, nothing(grad), nothing(grad)
         grid = self.grid()
-        if per_scale:
-            factor /= math.sqrt(max(x.numel() // grid.scale.numel(), 1))
+        factor = self.factor(x, factor, per_scale)
         grad_x, *rest = _backend.pick(FAKE_QUANT, x).backward(grad, x, grid, factor, *needs, in_place=True)
-        return grad_x, *(_nothing(x) if g is None else g for g in rest)
+        return grad_x, *(nothing(x) if g is None else g for g in rest)
 
 
-def _nothing(x: Tensor) -> Tensor:
+def nothing(x: Tensor) -> Tensor:
+    """What stands for a gradient that is not computed."""
     return x.new_empty(0)
 
 
-def _conv_options(conv: list[int]) -> tuple[Any, ...]:
+def conv_options(conv: list[int]) -> tuple[Any, ...]:
     """stride, padding, dilation, transposed, output_padding, groups of aten's convolution from [groups, *stride, *padding, *dilation]."""
     n = len(conv) // 3
     return conv[1 : 1 + n], conv[1 + n : 1 + 2 * n], conv[1 + 2 * n :], False, [0] * n, conv[0]
@@ -64,31 +91,41 @@ def _layer(x: Tensor, weight: Tensor, bias: Tensor | None, conv: list[int]) -> T
     bias = None if bias is None else bias.to(x.dtype)
     if not conv:
         return torch.ops.aten.linear(x, weight, bias)
-    return torch.ops.aten.convolution(x, weight, bias, *_conv_options(conv))
+    return torch.ops.aten.convolution(x, weight, bias, *conv_options(conv))
 
 
 def _weight_gradients(grad_y: Tensor, x_hat: Tensor, weight: Tensor, conv: list[int], needs_bias: bool) -> tuple[Tensor, Tensor]:
     """Gradients of w_hat and bias; of `weight` only the shape is read."""
     if conv:
-        options = _conv_options(conv)
+        options = conv_options(conv)
         shape = weight if weight.dtype == x_hat.dtype else torch.empty_like(weight, dtype=x_hat.dtype)
         mask = [False, True, needs_bias]
         _, grad_w, grad_bias = torch.ops.aten.convolution_backward(grad_y, x_hat, shape, [weight.shape[0]], *options, mask)
-        return grad_w, grad_bias if needs_bias else _nothing(weight)
+        return grad_w, grad_bias if needs_bias else nothing(weight)
     rows = grad_y.reshape(-1, grad_y.shape[-1])
     grad_w = rows.t() @ x_hat.reshape(-1, x_hat.shape[-1])
-    return grad_w, rows.sum(0) if needs_bias else _nothing(weight)
+    return grad_w, rows.sum(0) if needs_bias else nothing(weight)
 
 
-def _input_gradient(grad_y: Tensor, x: Tensor, w_hat: Tensor, conv: list[int]) -> Tensor:
+def weight_side(
+    grad_y: Tensor, x_hat: Tensor, weight: Tensor, quant: Operand, conv: list[int], factor: float, per_scale: bool, needs: Needs
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of weight and bias, and of the weight's scale and zero point."""
+    grad_w, grad_bias = _weight_gradients(grad_y, x_hat, weight, conv, needs.bias)
+    sums = needs.w_scale, needs.w_zero_point
+    grad_w, grad_scale, grad_zero_point = quant.backward(grad_w.to(weight.dtype), weight, factor, per_scale, sums)
+    return grad_w, grad_bias, grad_scale, grad_zero_point
+
+
+def input_gradient(grad_y: Tensor, x: Tensor, w_hat: Tensor, conv: list[int]) -> Tensor:
     """Gradient of x_hat; of `x` only shape and layout are read."""
     w_hat = w_hat.to(grad_y.dtype)
     if conv:
-        return torch.ops.aten.convolution_backward(grad_y, x, w_hat, None, *_conv_options(conv), [True, False, False])[0]
+        return torch.ops.aten.convolution_backward(grad_y, x, w_hat, None, *conv_options(conv), [True, False, False])[0]
     return grad_y @ w_hat
 
 
-def _as_given(implementation: Callable[..., Any]) -> Callable[..., Any]:
+def as_given(implementation: Callable[..., Any]) -> Callable[..., Any]:
     """`implementation` in the dtypes of its arguments: inside an autocast region torch would cast the operands of the product."""
 
     @functools.wraps(implementation)
@@ -106,7 +143,7 @@ def _as_given(implementation: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-@_as_given
+@as_given
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -123,12 +160,12 @@ def _forward(
     return _layer(x_hat, Operand(w_scale, w_zero_point, w_code).apply(weight), bias, conv)
 
 
-@_as_given
+@as_given
 def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     return _layer(x, weight, bias, rest[-1])
 
 
-@_as_given
+@as_given
 def _backward(
     grad_y: Tensor,
     x: Tensor,
@@ -144,37 +181,35 @@ def _backward(
     per_scale: list[bool],
     needs: list[bool],
 ) -> tuple[Tensor, ...]:
-    x_quant, w_quant = Operand(x_scale, x_zero_point, x_code), Operand(w_scale, w_zero_point, w_code)
-    needs_x, needs_w, needs_bias, needs_x_scale, needs_x_zp, needs_w_scale, needs_w_zp = needs
-    grads = [_nothing(x) for _ in range(7)]
-    if needs_w or needs_w_scale or needs_w_zp or needs_bias:  # first, so that x_hat is gone before the gradient of x is allocated
-        grad_w, grads[2] = _weight_gradients(grad_y, x_quant.apply(x), weight, conv, needs_bias)
-        grads[1], grads[5], grads[6] = w_quant.backward(
-            grad_w.to(weight.dtype), weight, factors[1], per_scale[1], (needs_w_scale, needs_w_zp)
-        )
-    if needs_x or needs_x_scale or needs_x_zp:
-        grad = _input_gradient(grad_y, x, w_quant.apply(weight), conv)
-        grads[0], grads[3], grads[4] = x_quant.backward(grad, x, factors[0], per_scale[0], (needs_x_scale, needs_x_zp))
+    x_quant, w_quant, wanted = Operand(x_scale, x_zero_point, x_code), Operand(w_scale, w_zero_point, w_code), Needs(*needs)
+    grads = [nothing(x) for _ in range(7)]
+    if wanted.weight_side:  # first, so that x_hat is gone before the gradient of x is allocated
+        x_hat = x_quant.apply(x)
+        grads[1], grads[2], *grads[5:] = weight_side(grad_y, x_hat, weight, w_quant, conv, factors[1], per_scale[1], wanted)
+        del x_hat
+    if wanted.input_side:
+        grad = input_gradient(grad_y, x, w_quant.apply(weight), conv)
+        grads[0], grads[3], grads[4] = x_quant.backward(grad, x, factors[0], per_scale[0], (wanted.x_scale, wanted.x_zero_point))
     return tuple(grads)
 
 
-def _backward_fake(grad_y: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def backward_fake(grad_y: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """What the backward pass allocates."""
     x_scale, _, w_scale, _, *_, needs = rest
     shapes = (x, weight, weight.new_empty(weight.shape[0], dtype=x.dtype), x_scale, x_scale, w_scale, w_scale)
-    wide = any(needs[i] for i in (1, 2, 5, 6)), any(needs[i] for i in (0, 3, 4))
-    computed = (wide[1], wide[0], *needs[2:])
+    computed = (Needs(*needs).input_side, Needs(*needs).weight_side, *needs[2:])
     return tuple(
-        torch.empty_like(shape) if done and shape is not None else _nothing(x) for shape, done in zip(shapes, computed, strict=True)
+        torch.empty_like(shape) if done and shape is not None else nothing(x) for shape, done in zip(shapes, computed, strict=True)
     )
 
 
-_OPERANDS = "Tensor? x_scale, Tensor? x_zero_point, Tensor? w_scale, Tensor? w_zero_point, int[] x_code, int[] w_code, int[] conv"
-quant_layer = define_op(f"quant_layer(Tensor x, Tensor weight, Tensor? bias, {_OPERANDS}) -> Tensor", _forward, _forward_fake)
+OPERANDS = "Tensor? x_scale, Tensor? x_zero_point, Tensor? w_scale, Tensor? w_zero_point, int[] x_code, int[] w_code, int[] conv"
+quant_layer = define_op(f"quant_layer(Tensor x, Tensor weight, Tensor? bias, {OPERANDS}) -> Tensor", _forward, _forward_fake)
 quant_layer_backward = define_op(
-    f"quant_layer_backward(Tensor grad_y, Tensor x, Tensor weight, {_OPERANDS}, float[] factors, bool[] per_scale, bool[] needs) -> "
+    f"quant_layer_backward(Tensor grad_y, Tensor x, Tensor weight, {OPERANDS}, float[] factors, bool[] per_scale, bool[] needs) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
-    _backward_fake,
+    backward_fake,
 )
 
 
@@ -197,11 +232,16 @@ class QuantLayer(torch.autograd.Function):
     @once
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # torch types it as *Any
         x, weight, *quantizers = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[:7])
-        grads = list(quant_layer_backward(grad_y, x, weight, *quantizers, *ctx.options, needs))
-        if needs[2]:
-            grads[2] = grads[2].to(ctx.bias_dtype)
-        for i, zero_point in ((4, quantizers[1]), (6, quantizers[3])):
-            if needs[i]:
-                grads[i] = grads[i].to(zero_point.dtype).reshape(zero_point.shape)
-        return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *[None] * 5
+        return returned(ctx, quant_layer_backward(grad_y, x, weight, *quantizers, *ctx.options, list(ctx.needs_input_grad[:7])))
+
+
+def returned(ctx: Any, found: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """The seven gradients found, as autograd takes them: in the dtype and shape of what they belong to, None for those not needed."""
+    _, _, _, x_zero_point, _, w_zero_point = ctx.saved_tensors
+    grads, needs = list(found), ctx.needs_input_grad[:7]
+    if needs[2]:
+        grads[2] = grads[2].to(ctx.bias_dtype)
+    for i, zero_point in ((4, x_zero_point), (6, w_zero_point)):
+        if needs[i]:
+            grads[i] = grads[i].to(zero_point.dtype).reshape(zero_point.shape)
+    return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *[None] * 5

@@ -31,6 +31,9 @@ struct uint2 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration };
@@ -138,6 +141,8 @@ template <class Word>
 void __stwb(Word* to, Word value) {
   *to = value;
 }
+
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return static_cast<uint64_t>((static_cast<unsigned __int128>(a) * b) >> 64); }
 

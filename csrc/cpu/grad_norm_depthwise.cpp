@@ -1,0 +1,208 @@
+// One task is a sample and kLanes groups. For each pair of an input and an output channel of a group, the gradient of its taps is a sum
+// over positions of x * grad_y, lane by lane, from boxes of both in scratch [position][kLanes].
+#include "grad_norm_depthwise.h"
+
+#include "buffer.h"
+#include "grad_norm_chunks.h"
+#include "levels.h"
+
+namespace fastqat {
+namespace {
+
+constexpr int64_t kDepthwiseChunk = 512;  // output positions at a time: both boxes stay near the first-level cache
+constexpr int64_t kWindow = 4096;         // positions of x at a time, unless a single output sees more
+constexpr int kMostTaps = 8;              // of a line, summed at once
+
+struct Job {
+  Layer layer;
+  Chunks chunks;
+  const float *mask, *slope;
+  bool bias;
+  Transpose transpose;
+  double* partials;  // [samples][blocks of groups]
+  float* inner;      // [samples][groups * outputs], or null
+
+  int64_t blocks() const { return ceil_div(layer.groups, kLanes); }
+};
+
+// Two accumulators per tap hide the latency of the additions.
+using Lanes = float __attribute__((vector_size(4 * kLanes)));
+
+FASTQAT_INLINE void load(const float* from, Lanes& to) { std::memcpy(&to, from, sizeof to); }
+
+struct Boxes {
+  const float *x, *grad;  // x at the first tap of the line of taps
+  Triple x_stride, size;
+  int64_t tap;  // floats from a tap to the next
+};
+
+// sums[k][lane] += sum over positions of x[position + k * tap] * grad[position]
+template <int K>
+FASTQAT_INLINE void add_taps(const Boxes& boxes, float* sums) {
+  Lanes part[2][K] = {}, x, grad;
+  const float* g = boxes.grad;
+  for (int64_t p = 0; p < boxes.size[0]; ++p)
+    for (int64_t q = 0; q < boxes.size[1]; ++q) {
+      const float* place = boxes.x + p * boxes.x_stride[0] + q * boxes.x_stride[1];
+      for (int64_t i = 0; i < boxes.size[2]; i += 2)
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; ++h, place += boxes.x_stride[2], g += kLanes) {
+          if (i + h == boxes.size[2]) break;
+          load(g, grad);
+#pragma GCC unroll 8
+          for (int k = 0; k < K; ++k) {
+            load(place + k * boxes.tap, x);
+            part[h][k] += x * grad;
+          }
+        }
+    }
+  for (int k = 0; k < K; ++k)
+    for (int l = 0; l < kLanes; ++l) sums[k * kLanes + l] += part[0][k][l] + part[1][k][l];
+}
+
+FASTQAT_INLINE void add_line(const Boxes& boxes, int64_t taps, float* sums) {
+  switch (taps) {
+    case 1:
+      return add_taps<1>(boxes, sums);
+    case 2:
+      return add_taps<2>(boxes, sums);
+    case 3:
+      return add_taps<3>(boxes, sums);
+    case 4:
+      return add_taps<4>(boxes, sums);
+    case 5:
+      return add_taps<5>(boxes, sums);
+    case 6:
+      return add_taps<6>(boxes, sums);
+    case 7:
+      return add_taps<7>(boxes, sums);
+    default:
+      return add_taps<kMostTaps>(boxes, sums);
+  }
+}
+
+// sums [taps][kLanes]
+FASTQAT_INLINE void add_all_taps(const Job& job, const float* x, const float* grad, const Triple& size, float* sums) {
+  const Layer& layer = job.layer;
+  const Triple& window = job.chunks.window;
+  const Triple from = {window[1] * window[2] * kLanes, window[2] * kLanes, kLanes};
+  Triple step{};
+  for (int i = 0; i < kSpatial; ++i) step[i] = layer.step[i] * from[i];
+  for (int64_t d = 0; d < layer.kernel[0]; ++d)
+    for (int64_t h = 0; h < layer.kernel[1]; ++h)
+      for (int64_t w = 0; w < layer.kernel[2]; w += kMostTaps) {
+        const float* const first = x + d * layer.dilation[0] * from[0] + h * layer.dilation[1] * from[1] + w * layer.dilation[2] * from[2];
+        const int64_t taps = std::min(layer.kernel[2] - w, int64_t{kMostTaps});
+        add_line({first, grad, step, size, layer.dilation[2] * kLanes}, taps,
+                 sums + ((d * layer.kernel[1] + h) * layer.kernel[2] + w) * kLanes);
+      }
+}
+
+// One box of the lanes' groups, whose channels are `of_group` apart and begin with channel `first` of each.
+template <class T>
+FASTQAT_INLINE void load_lanes(const Job& job, const LayerTensor& tensor, int64_t sample, int64_t group, int64_t first, int64_t of_group,
+                               const Box& box, float* out) {
+  load_box(tensor, tensor.at<T>(sample, group * of_group + first), tensor.channel * of_group,
+           std::min(job.layer.groups - group, int64_t{kLanes}), kLanes, box, job.transpose, out);
+}
+
+struct Scratch {
+  explicit Scratch(const Job& job)
+      : x(product(job.chunks.window) * kLanes), grad(product(job.chunks.size) * kLanes), sums((job.layer.taps() + 1) * kLanes) {}
+  Buffer x, grad, sums;
+};
+
+// Gradients of the taps from input channel `input` to output channel `output` of every lane's group, and of its bias behind them.
+template <class T>
+FASTQAT_INLINE void sum_pair(const Job& job, int64_t sample, int64_t group, int64_t input, int64_t output, Scratch& scratch) {
+  const Layer& layer = job.layer;
+  float* const sums = scratch.sums.data();
+  fill_zero(sums, (layer.taps() + 1) * kLanes);
+  for (int64_t c = 0; c < job.chunks.total(); ++c) {
+    const Box box = job.chunks.outputs(layer, c);
+    load_lanes<T>(job, layer.x, sample, group, input, layer.channels, job.chunks.inputs(layer, box), scratch.x.data());
+    load_lanes<T>(job, layer.grad, sample, group, output, layer.outputs, box, scratch.grad.data());
+    add_all_taps(job, scratch.x.data(), scratch.grad.data(), box.size, sums);
+    float* const bias = sums + layer.taps() * kLanes;
+    for (int64_t p = 0; p < product(box.size); ++p)
+      for (int l = 0; l < kLanes; ++l) bias[l] += scratch.grad.data()[p * kLanes + l];
+  }
+}
+
+// The squared norm of one pair, lane by lane, with mask and slope.
+FASTQAT_INLINE double finish_pair(const Job& job, int64_t sample, int64_t group, int64_t input, int64_t output, const float* sums) {
+  const Layer& layer = job.layer;
+  const int64_t taps = layer.taps();
+  double norm = 0;
+  for (int64_t l = 0; l < std::min(layer.groups - group, int64_t{kLanes}); ++l) {
+    const int64_t o = (group + l) * layer.outputs + output;
+    float product = 0;
+    for (int64_t k = 0; k < taps; ++k) {
+      const float g = sums[k * kLanes + l];
+      const int64_t at = (o * taps + k) * layer.channels + input;
+      const float masked = job.mask ? g * job.mask[at] : g;
+      norm += static_cast<double>(masked) * masked;
+      if (job.slope) product += g * job.slope[at];
+    }
+    if (job.slope) job.inner[sample * layer.groups * layer.outputs + o] += product;
+    const double bias = sums[taps * kLanes + l];
+    if (job.bias && input == 0) norm += bias * bias;
+  }
+  return norm;
+}
+
+template <class T>
+FASTQAT_INLINE void run_task(const Job& job, int64_t task, Scratch& scratch) {
+  const int64_t sample = task / job.blocks(), group = task % job.blocks() * kLanes;
+  double norm = 0;
+  for (int64_t output = 0; output < job.layer.outputs; ++output)
+    for (int64_t input = 0; input < job.layer.channels; ++input) {
+      sum_pair<T>(job, sample, group, input, output, scratch);
+      norm += finish_pair(job, sample, group, input, output, scratch.sums.data());
+    }
+  job.partials[task] = norm;
+}
+
+FASTQAT_INLINE void run_tasks(const Job& job, int64_t begin, int64_t end) {
+  Scratch scratch(job);
+  for (int64_t task = begin; task < end; ++task) {
+    if (job.layer.x.type == ScalarType::Float)
+      run_task<float>(job, task, scratch);
+    else if (job.layer.x.type == ScalarType::BFloat16)
+      run_task<bf16>(job, task, scratch);
+    else
+      run_task<fp16>(job, task, scratch);
+  }
+}
+
+FASTQAT_LEVELS(run_tasks)
+
+}  // namespace
+
+// Tiles of a group fill channels * kernel width of kLanes lanes, and a row per output.
+bool is_depthwise(const Layer& layer) {
+  const int64_t lanes_of_tile = layer.channels * (layer.dilation[2] == 1 ? layer.kernel[2] : 1);
+  return layer.groups > 1 && layer.channels * layer.outputs <= 4 && lanes_of_tile < kLanes / 2;
+}
+
+void depthwise_norms(const Layer& layer, const std::optional<Tensor>& mask, const std::optional<Tensor>& slope, const Tensor& sq_norm,
+                     const std::optional<Tensor>& inner, bool bias) {
+  Job job{
+      layer,  make_chunks(layer, kDepthwiseChunk, kWindow), optional_data(mask), optional_data(slope), bias, transpose_kernel(), nullptr,
+      nullptr};
+  std::vector<double> partials(static_cast<size_t>(layer.samples * job.blocks()));
+  job.partials = partials.data();
+  if (inner) {
+    job.inner = data<float>(*inner);
+    std::fill_n(job.inner, inner->numel(), 0.0f);
+  }
+  const auto loops = FASTQAT_AT_LEVEL(run_tasks);
+  torch::stable::parallel_for(0, layer.samples * job.blocks(), 1, [&](int64_t begin, int64_t end) { loops(job, begin, end); });
+  for (int64_t n = 0; n < layer.samples; ++n) {
+    double sum = 0;
+    for (int64_t b = 0; b < job.blocks(); ++b) sum += partials[n * job.blocks() + b];
+    data<float>(sq_norm)[n] = static_cast<float>(sum);
+  }
+}
+
+}  // namespace fastqat

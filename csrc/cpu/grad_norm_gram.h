@@ -1,0 +1,137 @@
+// What the two Gram forms share: the job, tiles of Gram matrices, and the parts beside the sum over pairs of positions.
+//
+//   |sum_t g_t u_t^T|^2 = sum over pairs (t, t') of (g_t . g_t') (u_t . u_t'),   g_t [O] of grad_y, u_t [taps * C] what the kernel sees
+//
+// Pairs are worked on in tiles of kSide x kSide positions, row of tiles by row of tiles, up to the diagonal. One task is a segment of these
+// rows of one unit, a sample and group. Every row has a partial sum of its own, in fp64, so that segments and threads change no bit.
+#pragma once
+
+#include "buffer.h"
+#include "grad_norm_positions.h"
+
+namespace fastqat {
+
+constexpr int64_t kSide = kTileColumns;  // positions of a tile
+constexpr int64_t kDepth = 128;          // channels multiplied at a time: both operands and the tile fit the first-level cache
+
+// An element of the weight's gradient that the mask clears: output channel of the group, tap * C + channel.
+struct Entry {
+  int32_t output, column;
+};
+
+struct GramJob {
+  Layer layer;
+  PositionMap grad_map;
+  std::vector<PositionMap> x_maps;  // [taps], of the plain form
+  const struct ShiftPlan* plan;     // of the shifted form
+  std::vector<Entry> entries;       // by group, then by column
+  std::vector<size_t> first_entry;  // [groups + 1]; empty without a mask
+  std::vector<int64_t> cuts;        // [segments + 1], in rows of tiles
+  TileKernel kernel;
+  Transpose transpose;
+  bool bias;
+  double* partials;  // [units][blocks + 1]; the last is that of bias and mask
+
+  int64_t blocks() const { return ceil_div(grad_map.size(), kSide); }
+  int64_t strips() const { return blocks() * kTileVectors; }  // in whole tiles
+  int64_t segments() const { return static_cast<int64_t>(cuts.size()) - 1; }
+  double* partial(int64_t unit) const { return partials + unit * (blocks() + 1); }
+};
+
+struct Segment {
+  int64_t unit, sample, group, first, last;
+};
+
+inline Segment segment_of(const GramJob& job, int64_t task) {
+  const int64_t unit = task / job.segments(), part = task % job.segments();
+  return {unit, unit / job.layer.groups, unit % job.layer.groups, job.cuts[part], job.cuts[part + 1]};
+}
+
+FASTQAT_INLINE int64_t side_of(int64_t positions, int64_t block) { return std::min(positions - block * kSide, kSide); }
+
+// c[rows][kSide]: the products of one block of positions with another, each packed in strips of [depth][kLanes]. On the diagonal, what
+// lies right of a row's own vector of kLanes is not set.
+FASTQAT_INLINE void gram_tile(TileKernel kernel, int64_t depth, const float* a, int64_t rows, const float* b, bool diagonal, float* c) {
+  const int64_t strip = depth * kLanes;
+  for (int64_t k = 0; k < depth; k += kDepth) {
+    const int64_t count = std::min(depth - k, kDepth);
+    for (int64_t row = 0; row < rows; row += kTileRows) {
+      const int64_t tile_rows = std::min<int64_t>(rows - row, kTileRows);
+      const float* const columns = b + k * kLanes;
+      GemmTile tile{};
+      tile.rows = static_cast<int>(tile_rows);
+      tile.vectors = diagonal ? static_cast<int>(ceil_div(row + tile_rows, kLanes)) : kTileVectors;
+      tile.a = a + row / kLanes * strip + k * kLanes + row % kLanes;
+      tile.a_row = 1;
+      for (int v = 0; v < kTileVectors; ++v) tile.b[v] = columns + v * strip;
+      tile.planes = tile.lines = 1;
+      tile.width = count;
+      tile.a_step = tile.b_step = kLanes;
+      tile.c = c + row * kSide;
+      tile.c_row = kSide;
+      tile.accumulate = k > 0;
+      kernel(tile);
+    }
+  }
+}
+
+FASTQAT_INLINE double fold_lanes(const float (&lanes)[kLanes]) {
+  double sum = 0;
+  for (int l = 0; l < kLanes; ++l) sum += lanes[l];
+  return sum;
+}
+
+// One channel of packed strips.
+struct StripRow {
+  const float* data;
+  int64_t stride;  // from a strip to the next
+};
+
+FASTQAT_INLINE double dot(StripRow a, StripRow b, int64_t strips) {
+  float lanes[kLanes] = {};
+  for (int64_t s = 0; s < strips; ++s)
+    for (int l = 0; l < kLanes; ++l) lanes[l] += a.data[s * a.stride + l] * b.data[s * b.stride + l];
+  return fold_lanes(lanes);
+}
+
+// sum over o of (sum_t g_t)^2
+FASTQAT_INLINE double bias_norm(const float* grad, int64_t outputs, int64_t strips) {
+  double norm = 0;
+  for (int64_t o = 0; o < outputs; ++o) {
+    float lanes[kLanes] = {};
+    for (int64_t s = 0; s < strips; ++s)
+      for (int l = 0; l < kLanes; ++l) lanes[l] += grad[(s * outputs + o) * kLanes + l];
+    const double sum = fold_lanes(lanes);
+    norm += sum * sum;
+  }
+  return norm;
+}
+
+// sum of G^2 over the entries that the mask clears; column_row(column) gives the positions of one column of u.
+template <class ColumnRow>
+FASTQAT_INLINE double cleared_norm(const GramJob& job, int64_t group, const float* grad, const ColumnRow& column_row) {
+  double norm = 0;
+  int32_t column = -1;
+  StripRow u{};
+  for (size_t e = job.first_entry[group]; e < job.first_entry[group + 1]; ++e) {
+    const Entry entry = job.entries[e];
+    if (entry.column != column) u = column_row(column = entry.column);
+    const double value = dot({grad + entry.output * kLanes, job.layer.outputs * kLanes}, u, job.grad_map.strips());
+    norm += value * value;
+  }
+  return norm;
+}
+
+// Packs the strips of one block of positions; `stride` floats from a strip to the next.
+FASTQAT_INLINE void pack_block(const GramJob& job, const Segment& task, const LayerTensor& tensor, int64_t channels, const PositionMap& map,
+                               int64_t block, int64_t stride, float* packed) {
+  const int64_t end = std::min((block + 1) * kTileVectors, map.strips());
+  for (int64_t s = block * kTileVectors; s < end; ++s)
+    pack_strip(tensor, task.sample, task.group, channels, map, s, job.transpose, packed + s * stride);
+}
+
+FASTQAT_INLINE void pack_grad(const GramJob& job, const Segment& task, int64_t block, float* packed) {
+  pack_block(job, task, job.layer.grad, job.layer.outputs, job.grad_map, block, job.layer.outputs * kLanes, packed);
+}
+
+}  // namespace fastqat

@@ -1,0 +1,49 @@
+"""One call of a watched module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+from .._errors import InputError
+from .targets import NO_RULE, Target
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is running; a forward pass in it is the second one of `torch.utils.checkpoint`."""
+    return torch._C._current_graph_task_id() != -1
+
+
+class Call:
+    """A call of a target's module: what it was given, and what torch.func is left with."""
+
+    __slots__ = ("_spec", "func_names", "leaves", "target", "versions")
+
+    def __init__(self, target: Target, args: Any, kwargs: Any):
+        self.target = target
+        self.func_names: set[str] = set()
+        again = target.how in ("direct", "func")  # torch.func may have to run it again
+        self.leaves, self._spec = _pytree.tree_flatten((args, kwargs)) if again else ([*args, *kwargs.values()], None)
+        self.versions = [x._version for x in self.tensors] if again else []
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors among its arguments."""
+        return tuple(x for x in self.leaves if isinstance(x, Tensor))
+
+    def arguments(self, tensors: tuple[Tensor, ...]) -> tuple[Any, Any]:
+        """``(args, kwargs)`` of a direct or func target with `tensors` in the places of its own."""
+        values = iter(tensors)
+        return _pytree.tree_unflatten([next(values) if isinstance(x, Tensor) else x for x in self.leaves], self._spec)
+
+    def single(self, y: Any) -> tuple[Tensor, Tensor]:
+        """The one tensor that a layer with a rule read, and the one that it made."""
+        if len(self.tensors) != 1 or not isinstance(y, Tensor):
+            made = type(y).__name__
+            raise InputError(
+                f"{self.target.label} was given {len(self.tensors)} tensors and made a {made}; a rule takes one tensor and makes one: {NO_RULE}"
+            )
+        return self.tensors[0], y

@@ -1,0 +1,79 @@
+"""Adding up what the layers deliver: squared norms per layer, and the gradients of parameters that have several parts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .rules import Names, Rule
+from .rules.registry import sq_norm_of
+from .targets import Target, Targets
+
+Place = tuple[str, slice | None]
+"""A parameter of a target, and the rows of it that are meant."""
+
+
+class Collector:
+    """Collects one pass.
+
+    The norm of a sum is not the sum of norms: gradients of a parameter that is used more than once are added up first, ``[N, *shape]``,
+    and so are those of the columns of `scale_grads`.
+    """
+
+    def __init__(self, targets: Targets, scale_grads: bool):
+        self._owners = targets.owners
+        self._layers = [target.name for target in targets.targets]
+        self._columns = targets.scales if scale_grads else {}
+        self._wanted = {id(p) for p in self._columns.values()}
+        self._sq_norms: dict[str, Tensor] = {}
+        self._sums: dict[int, Tensor] = {}
+
+    def is_kept(self, parameter: Tensor) -> bool:
+        """Whether the gradients themselves are needed: several modules own it, or it has columns in `scale_grads`."""
+        return len(self._owners[id(parameter)]) > 1 or id(parameter) in self._wanted
+
+    def add_layer(
+        self, target: Target, rule: Rule, x: Tensor, grad_y: Tensor, places: dict[str, Place], repeated: bool, layer: nn.Module | None = None
+    ) -> None:
+        """Take one call of `rule`, whose names for the parameters `places` maps to the target's; `repeated`: the layer is called again."""
+        parameters = {own: target.module.get_parameter(place) for own, (place, _) in places.items()}
+        layer = target.module if layer is None else layer
+        kept = Names(own for own, p in parameters.items() if repeated or self.is_kept(p))
+        if len(kept) < len(places):
+            self.add_sq_norm(target.name, rule.sq_norm(layer, x, grad_y, Names(places) - kept))
+        for own, grads in (rule.grads(layer, x, grad_y, kept) if kept else {}).items():
+            self.add_grads(parameters[own], grads, places[own][1])
+
+    def add_sq_norm(self, layer: str, sq_norm: Tensor) -> None:
+        """Add ``[N]`` to a layer's."""
+        before = self._sq_norms.get(layer)
+        self._sq_norms[layer] = sq_norm if before is None else before + sq_norm
+
+    def add_grads(self, parameter: Tensor, grads: Tensor, rows: slice | None = None) -> None:
+        """Add ``[N, *shape]`` to a parameter's, or to some rows of it."""
+        if rows is not None:
+            whole = grads.new_zeros(grads.shape[0], *parameter.shape)
+            whole[:, rows] = grads
+            grads = whole
+        before = self._sums.get(id(parameter))
+        self._sums[id(parameter)] = grads if before is None else before + grads
+
+    def scale_grads(self, samples: int, device: torch.device) -> Tensor:
+        """``[N, S]``: a row for each sample of the gradients of the quantizers' parameters; 0 for those that were not reached."""
+        columns = [  # [N, numel] each
+            self._sums[id(p)].unsqueeze(-1).flatten(1).to(device) if id(p) in self._sums else torch.zeros(samples, p.numel(), device=device)
+            for p in self._columns.values()
+        ]
+        return torch.cat(columns, 1) if columns else torch.zeros(samples, 0, device=device)
+
+    def scale_names(self) -> tuple[str, ...]:
+        """The names of its columns."""
+        return tuple(name if p.numel() == 1 else f"{name}[{i}]" for name, p in self._columns.items() for i in range(p.numel()))
+
+    def sq_norms(self, samples: int, device: torch.device) -> dict[str, Tensor]:
+        """Squared norms ``[N]`` by layer, in the order of the model; 0 for those that the backward pass did not reach."""
+        for parameter, grads in self._sums.items():
+            self.add_sq_norm(self._owners[parameter][0], sq_norm_of(grads))
+        found = {name: sq_norm.to(device) for name, sq_norm in self._sq_norms.items()}
+        zeros = next(iter(found.values())).new_zeros(samples)
+        return {name: found.get(name, zeros) for name in self._layers}

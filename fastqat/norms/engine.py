@@ -1,0 +1,171 @@
+"""One measured pass: its hooks, installed at entry and gone at exit, and what they share."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+from torch.utils.hooks import RemovableHandle
+
+from .._errors import InputError
+from . import attention, direct, fallback, layers
+from .calls import Call, in_backward
+from .collector import Collector
+from .result import GradNorms
+from .targets import Target, find_targets
+from .taps import Taps
+
+_measured: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # modules that a block is open for
+_AFTER = {
+    "rule": layers.after_rule,
+    "quantized": layers.after_quantized,
+    "attention": attention.after,
+    "direct": fallback.after,
+    "func": fallback.after,
+}
+
+
+class Pass:
+    """One forward and backward pass of `model` under watch.
+
+    Attributes:
+        samples: N, known from the first forward on.
+        calls: how often each watched module was called, outside the backward pass.
+        open_calls: those that are running, the innermost last.
+        reads: sees parameters being read; `collector`: takes what is delivered; `taps`: the watched outputs.
+        muted: True while torch.func runs a module again.
+    """
+
+    def __init__(self, model: nn.Module, mean: bool, per_layer: bool, scale_grads: bool, func: bool):
+        self.found = find_targets(model, func)
+        if not _measured.isdisjoint(model.modules()):
+            raise InputError(
+                "the model, or a part of it, is measured by a per_sample_grad_norms block that is still open; accepted: one block at a time"
+            )
+        self.model, self.mean, self.per_layer, self.scale_grads, self.func = model, mean, per_layer, scale_grads, func
+        self.norms = GradNorms()
+        self.collector = Collector(self.found, scale_grads)
+        self.taps = Taps()
+        self.reads = direct.Reads(self)
+        self.samples: int | None = None
+        self.calls: Counter[nn.Module] = Counter()
+        self.open_calls: list[Call] = []
+        self.muted = False
+        self._forwards = 0
+        self._device: torch.device | None = None
+        self._undo: list[Callable[[], Any]] = []
+
+    def open(self) -> None:
+        """Install everything; on an error nothing stays."""
+        try:
+            modules = list(self.model.modules())
+            _measured.update(modules)
+            self.at_exit(partial(_measured.difference_update, modules))
+            self._hook(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
+            for target in self.found.targets:
+                self._watch(target)
+            attention.switch_fast_path_off(self)
+            self.reads.__enter__()
+            self.at_exit(partial(self.reads.__exit__, None, None, None))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Take everything off, the last first."""
+        while self._undo:
+            self._undo.pop()()
+        self.taps.remove()
+        self.reads.forget()
+
+    def at_exit(self, undo: Callable[[], Any]) -> None:
+        """Have `undo` called when the block ends, however it ends."""
+        self._undo.append(undo)
+
+    def finish(self) -> None:
+        """Fill the result from what was collected."""
+        if self._device is None or self.samples is None:
+            raise InputError(
+                "no gradient reached a layer of the model; accepted: one forward and one backward pass inside the block, with gradients "
+                "enabled, as in `with fq.per_sample_grad_norms(model) as norms: loss_of(model(x)).backward()`"
+            )
+        self.reads.check_seen()
+        factor = self.samples if self.mean else 1
+        squares = {name: sq_norm * factor**2 for name, sq_norm in self.collector.sq_norms(self.samples, self._device).items()}
+        total = torch.stack(list(squares.values())).sum(0)
+        self.norms.fill(
+            sq_total=total,
+            total=total.sqrt(),
+            layers={name: sq_norm.sqrt() for name, sq_norm in squares.items()} if self.per_layer else None,
+            scale_grads=self.collector.scale_grads(self.samples, self._device) * factor if self.scale_grads else None,
+            scale_names=self.collector.scale_names() if self.scale_grads else None,
+        )
+
+    def check_batch(self, tensor: Tensor, target: Target, what: str, dim: int = 0) -> None:
+        """Dimension `dim` must count the samples of the pass."""
+        size = tensor.shape[dim] if tensor.dim() > dim else None
+        if self.samples is None:
+            self.samples = size
+        if size is None or size != self.samples:
+            raise InputError(
+                f"the {what} of {target.label} is {list(tensor.shape)}; accepted: the {self.samples} samples of the batch in dimension {dim}. "
+                "Put them there (batch_first=True, no windows or positions folded into the batch), or freeze this layer beside parameters "
+                "that train"
+            )
+
+    def arrived(self, grad: Tensor) -> None:
+        """A gradient has come to a watched layer."""
+        self._device = self._device or grad.device
+
+    def repeated(self, target: Target) -> bool:
+        """Whether the target's module was called more than once."""
+        return self.calls[target.module] > 1
+
+    def _hook(self, handle: RemovableHandle) -> None:
+        self.at_exit(handle.remove)
+
+    def _begin(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        """Before the model's forward: N is dimension 0 of its first tensor."""
+        if self.muted or in_backward():
+            return
+        self._forwards += 1
+        if self._forwards > 1:
+            raise InputError("a second forward pass of the model in one block; accepted: one. Use a new block for each pass")
+        tensor = next((x for x in _pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dim()), None)
+        if tensor is not None:
+            self.samples = tensor.shape[0]
+
+    def _watch(self, target: Target) -> None:
+        if target.how == "attention":
+            attention.replace_forward(self, target)
+        if target.how == "quantized":
+            layers.watch_quantized(self, target)
+
+        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self.open_calls.append(Call(target, args, kwargs))
+            if target.how == "direct" and in_backward():  # where torch has switched the mode off
+                self.reads.__enter__()
+
+        def after(module: nn.Module, args: Any, kwargs: Any, y: Any) -> Any:
+            if self.muted:
+                return None
+            if torch.compiler.is_compiling():
+                raise InputError("a pass under per_sample_grad_norms cannot be traced by torch.compile; run it without")
+            if not in_backward():
+                self.calls[module] += 1
+            return _AFTER[target.how](self, self.open_calls[-1], y) if torch.is_grad_enabled() else None
+
+        def leave(module: nn.Module, args: Any, y: Any) -> None:
+            self.open_calls.pop()
+            if target.how == "direct" and in_backward():
+                self.reads.__exit__(None, None, None)
+
+        self._hook(target.module.register_forward_pre_hook(before, with_kwargs=True))
+        self._hook(target.module.register_forward_hook(after, with_kwargs=True))
+        self._hook(target.module.register_forward_hook(leave, always_call=True))  # after an exception too

@@ -1,0 +1,69 @@
+"""Layers that have a rule, and quantized layers, which measure themselves in their own backward."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .._errors import InputError
+from ..nn.layer import QuantLayer
+from ..ops.quant_layer.norms import SampleNorms
+from .calls import Call
+from .targets import Target
+
+if TYPE_CHECKING:
+    from .engine import Pass
+
+
+def after_rule(measured: Pass, call: Call, y: Any) -> Tensor:
+    """Watch the output of a layer that has a rule."""
+    target = call.target
+    x, y = call.single(y)
+    measured.check_batch(x, target, "input")
+    measured.check_batch(y, target, "output")
+    return measured.taps.watch(y, (x,), partial(_apply_rule, measured, target), target.label)
+
+
+def _apply_rule(measured: Pass, target: Target, inputs: tuple[Tensor, ...], grad_y: Tensor) -> None:
+    assert target.rule is not None
+    (x,) = inputs
+    measured.arrived(grad_y)
+    x = x.to(grad_y.dtype) if x.is_floating_point() else x  # as autocast did
+    places = {name: (name, None) for name in target.names}
+    measured.collector.add_layer(target, target.rule, x, grad_y, places, measured.repeated(target))
+
+
+def watch_quantized(measured: Pass, target: Target) -> None:
+    """Have the layer deliver from its backward, each time with its own quantized weight."""
+    layer = target.module
+    assert isinstance(layer, QuantLayer)
+    delivered: list[None] = []
+
+    def deliver(sq_norm: Tensor, scales: dict[str, Tensor]) -> None:
+        if measured.muted:
+            return
+        if delivered:
+            raise InputError(
+                f"{target.label} was reached twice by the backward pass; a quantized layer must be called once in a pass. Give each call a "
+                "layer of its own, or leave this one float; a second backward pass needs a new block"
+            )
+        delivered.append(None)
+        measured.arrived(sq_norm)
+        measured.collector.add_sq_norm(target.name, sq_norm)
+        for name, grads in scales.items():
+            parameter = layer.get_parameter(name)
+            measured.collector.add_grads(parameter, grads.reshape(-1, *parameter.shape))
+
+    shares = layer.__dict__.pop("shares_weight_quant", None)
+    layer.sample_norms = SampleNorms(target.names, measured.taps.anchor, deliver)
+    measured.at_exit(partial(layer.__dict__.pop, "sample_norms"))
+    if shares is not None:
+        measured.at_exit(partial(setattr, layer, "shares_weight_quant", shares))
+
+
+def after_quantized(measured: Pass, call: Call, y: Any) -> None:
+    """Only check its shapes."""
+    for tensor, what in zip(call.single(y), ("input", "output"), strict=True):
+        measured.check_batch(tensor, call.target, what)

@@ -1,0 +1,137 @@
+"""Which parameters of a model count, and how the gradient of each is had per sample; what cannot be is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from .._errors import InputError
+from ..nn.layer import QuantLayer
+from ..quantizers import Quantizer
+from .rules import Names, Rule, find_rule
+
+How = Literal["rule", "quantized", "attention", "direct", "func"]
+NO_RULE = 'register a rule for it (fastqat.norms.register_rule), freeze it beside parameters that train, or pass unknown="func"'
+
+
+class Target(NamedTuple):
+    """A module whose parameters count.
+
+    how: by its rule; inside the backward of a quantized layer; by `attention`; for modules that torch does not define, by following the
+    parameters themselves (`direct`); by torch.func.
+    """
+
+    name: str
+    module: nn.Module
+    how: How
+    names: Names
+    rule: Rule | None
+
+    @property
+    def label(self) -> str:
+        """For messages: 'layer1.conv (Conv2d)'."""
+        return f"{self.name or 'the model'} ({type(self.module).__name__})"
+
+
+class Targets(NamedTuple):
+    """All modules that are watched.
+
+    owners: id of a parameter → the names of the modules that own it and count it, in the order of the model.
+    scales: name → parameter, of the quantizers' parameters that count, in the order of `named_parameters`.
+    """
+
+    targets: list[Target]
+    owners: dict[int, list[str]]
+    scales: dict[str, nn.Parameter]
+
+
+def find_targets(model: nn.Module, func: bool) -> Targets:
+    """Go through `model`; `func`: leave what has no rule to torch.func.
+
+    Raises:
+        InputError: the model or a layer of it cannot be measured.
+    """
+    _check_model(model)
+    parameters = dict(model.named_parameters())
+    trained = {id(p) for p in parameters.values() if p.requires_grad}
+    counted = trained or {id(p) for p in parameters.values()}
+    targets, owners = [], {}
+    for target in _walk(model, counted, func):
+        targets.append(target)
+        for name in sorted(target.names):
+            owners.setdefault(id(target.module.get_parameter(name)), []).append(target.name)
+    _check_shared(targets, owners)
+    quantizers = {id(p) for module in model.modules() if isinstance(module, Quantizer) for p in module.parameters(recurse=False)}
+    scales = {name: p for name, p in parameters.items() if id(p) in counted & quantizers}
+    return Targets(targets, owners, scales)
+
+
+def _walk(model: nn.Module, counted: set[int], func: bool) -> Iterator[Target]:
+    inside: set[nn.Module] = set()  # parts of a layer that is measured as a whole
+    for name, module in model.named_modules():
+        if module in inside:
+            continue
+        rule = find_rule(module)
+        reason = rule.refuses(module) if rule else None
+        if reason:
+            raise InputError(f"{name or 'the model'} ({type(module).__name__}): {reason}")
+        whole = isinstance(module, QuantLayer) or is_attention(module)
+        if whole:
+            inside.update(module.modules())
+        names = Names(own for own, p in module.named_parameters(recurse=whole) if id(p) in counted)
+        if names:
+            yield _target(name, module, names, rule, func)
+
+
+def _target(name: str, module: nn.Module, names: Names, rule: Rule | None, func: bool) -> Target:
+    target = Target(name, module, "rule", names, rule)
+    if isinstance(module, QuantLayer):
+        return target._replace(how="quantized")
+    if is_attention(module):
+        return target._replace(how="attention")
+    if rule is not None and (rule.parameters is None or names <= rule.parameters):
+        return target
+    if not type(module).__module__.startswith("torch.") or isinstance(module, nn.ParameterList | nn.ParameterDict):
+        return target._replace(how="direct", rule=None)
+    if not func:
+        raise InputError(f"{target.label} has no rule for the per-sample gradients of {', '.join(sorted(names))}: {NO_RULE}")
+    return target._replace(how="func", rule=None)
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Whether the forward pass of `module` is that of `torch.nn.MultiheadAttention`."""
+    return type(module).forward is nn.MultiheadAttention.forward and "forward" not in module.__dict__
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is {type(model).__name__}; accepted: a torch.nn.Module")
+    for name, module in model.named_modules():
+        where = f"{name or 'the model'} ({type(module).__name__})"
+        if isinstance(module, nn.DataParallel):
+            raise InputError(f"{where} copies the model in every forward; pass the module inside it, or use DistributedDataParallel")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(f"{where} is TorchScript, whose layers cannot be watched; pass the model before it was scripted")
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise InputError(f"{where} is compiled, and its layers cannot be watched; pass the model before torch.compile")
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "device_mesh"):
+            raise InputError(f"{name} is a DTensor, of which each process holds a part; accepted: whole parameters, as under DDP")
+    if not any(True for _ in model.parameters()):
+        raise InputError("the model has no parameters, so there is no gradient to measure")
+
+
+def _check_shared(targets: list[Target], owners: dict[int, list[str]]) -> None:
+    for target in targets:
+        if target.how != "quantized":
+            continue
+        for name in target.names:
+            sharing = owners[id(target.module.get_parameter(name))]
+            if len(sharing) > 1:
+                raise InputError(
+                    f"{name} of {target.label} is shared by {', '.join(sharing)}; a quantized layer's parameters must be its own. Give "
+                    "each layer its copy, or leave these layers float"
+                )

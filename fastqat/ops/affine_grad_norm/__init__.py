@@ -1,0 +1,1 @@
+"""Per-sample squared gradient norms of layers with an affine part: normalisation, PReLU, scales per channel."""

@@ -1,0 +1,1 @@
+"""The gradient norm of the last layer, per sample, from logits and features."""

@@ -1,0 +1,63 @@
+"""The Triton backend of the last layer's gradient norm: allocates, cuts, launches. Triton itself is imported with the first launch."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+ELEMENTS = 2048  # of the tile that a program of four warps reads at a time: four 128-bit accesses per thread in fp32
+MOST_ROWS = 8
+
+
+def rows(x: Tensor) -> Tensor:
+    """`x` itself where the elements of a row are neighbours, else a copy."""
+    return x if x.stride(1) == 1 or x.shape[1] <= 1 else x.contiguous()
+
+
+def tile(length: int) -> tuple[int, int]:
+    """Rows and columns of a tile for rows of `length` elements: powers of two, as wide as a row, then as high as there is room."""
+    columns = min(ELEMENTS, 1 << max(4, (length - 1).bit_length()))
+    return min(MOST_ROWS, ELEMENTS // columns), columns
+
+
+class Triton:
+    """One launch; rows may be strided, logits and features of different types."""
+
+    @staticmethod
+    def refuses(*tensors: Tensor) -> str | None:
+        """fp64 is served by the reference only."""
+        return "float64 runs on the reference backend only" if any(t.dtype == torch.float64 for t in tensors) else None
+
+    @staticmethod
+    def forward(logits: Tensor, targets: Tensor, features: Tensor, bias: bool) -> Tensor:
+        from ..._triton import NO_FUSION  # here, since importing triton takes as long as all of fastqat
+        from .kernels import grand_last_kernel
+
+        norm = reference.allocate(logits, features)
+        if norm.numel() == 0:
+            return norm
+        logits, features = rows(logits), rows(features)
+        samples, classes, width = *logits.shape, features.shape[1]
+        height, columns = tile(max(classes, width))
+        with torch.cuda.device(logits.device) if logits.is_cuda else contextlib.nullcontext():
+            grand_last_kernel[(-(-samples // height),)](
+                logits,
+                targets.contiguous(),
+                features,
+                norm,
+                samples,
+                classes,
+                width,
+                logits.stride(0),
+                features.stride(0),
+                BIAS=bias,
+                ROWS=height,
+                CLASSES=min(columns, tile(classes)[1]),
+                WIDTH=min(columns, tile(width)[1]),
+                **NO_FUSION,
+            )
+        return norm

@@ -1,0 +1,115 @@
+"""From per-sample gradients of what a quantizer hands to an op to those of its parameters, for any quantizer, by differentiating it.
+
+A quantizer enters an op in three places: its scale and zero point, functions of its parameters alone (`Quantizer.current`), and the
+values themselves (`Quantizer.transform`). Nothing here knows a quantizer by name, and parameters that are frozen count too: the
+quantizer is read with stand-ins, leaves on the same memory that require a gradient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .base import Quantizer
+
+
+@contextlib.contextmanager
+def _stand_ins(quantizer: Quantizer) -> Iterator[dict[str, nn.Parameter]]:
+    """`quantizer` with its parameters replaced, in grad mode."""
+    own = dict(quantizer._parameters)
+    leaves = {name: nn.Parameter(parameter.detach()) for name, parameter in own.items() if parameter is not None}
+    quantizer._parameters.update(leaves)
+    try:
+        with torch.enable_grad():
+            yield leaves
+    finally:
+        quantizer._parameters.update(own)
+
+
+class ArgumentChain:
+    """The way from scale and zero point to the parameters of `quantizer`, as they are when it quantizes `x`.
+
+    Attributes:
+        scale, zero_point: whether a parameter moves them.
+    """
+
+    def __init__(self, quantizer: Quantizer, x: Tensor):
+        with _stand_ins(quantizer) as self._leaves:
+            self._outputs = quantizer.current(x)
+        self.scale, self.zero_point = (each is not None and each.requires_grad for each in self._outputs)
+
+    def __call__(self, scale: Tensor, zero_point: Tensor) -> dict[str, Tensor]:
+        """Gradients ``[N, numel]`` of the parameters from those ``[N, scales]`` of scale and zero point, empty where nothing moves one."""
+        pairs = [(out, grad) for out, grad in zip(self._outputs, (scale, zero_point), strict=True) if out is not None and grad.dim() == 2]
+        if not pairs or not pairs[0][1].numel():
+            return {}
+        outputs = [out for out, _ in pairs]
+        grads = [grad.reshape(-1, *out.shape).to(out.dtype) for out, grad in pairs]
+        return _pulled_back(outputs, self._leaves, grads)
+
+
+def added(*found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients that the ways through scale, zero point and values add up to, by parameter."""
+    total: dict[str, Tensor] = {}
+    for name, each in (pair for part in found for pair in part.items()):
+        total[name] = total[name] + each if name in total else each
+    return total
+
+
+def _pulled_back(outputs: Sequence[Tensor], leaves: dict[str, nn.Parameter], grads: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The gradients ``[n, numel]`` of those `leaves` that `outputs` depend on, for `grads` ``[n, *output.shape]``."""
+    found = torch.autograd.grad(outputs, list(leaves.values()), grads, retain_graph=True, allow_unused=True, is_grads_batched=True)
+    return {name: each.flatten(1) for name, each in zip(leaves, found, strict=True) if each is not None}
+
+
+def transform_gradients(quantizer: Quantizer, x: Tensor, grad: Tensor, then: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Gradients ``[N, numel]`` of the parameters that move ``then(quantizer.transform(x))``, whose gradient is `grad` ``[N, ...]``.
+
+    `x` is an activation: each of its values depends on itself and the parameters of its own scale, so that the derivative by these is
+    one number per value. Reverse mode gives it when it is applied twice. `then` copies values, as padding does.
+    """
+    with _stand_ins(quantizer) as leaves:
+        y = then(quantizer.transform(x.detach()))
+        if not y.requires_grad:
+            return {}
+        probe = torch.ones_like(y).requires_grad_()
+        pulled = torch.autograd.grad(y, list(leaves.values()), probe, create_graph=True, allow_unused=True)
+        moved = {name: each.sum() for name, each in zip(leaves, pulled, strict=True) if each is not None}
+        slopes = {name: torch.autograd.grad(each, probe, retain_graph=True)[0] for name, each in moved.items()}
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    return {name: _shared_per_sample(slope.to(wide) * grad, quantizer.layout.axis) for name, slope in slopes.items()}
+
+
+def _shared_per_sample(terms: Tensor, axis: int | None) -> Tensor:
+    """Terms ``[N, ...]`` summed over what shares a scale: ``[N, scales]``."""
+    return terms.flatten(1).sum(1, keepdim=True) if axis is None else terms.movedim(axis, 1).unsqueeze(-1).flatten(2).sum(2)
+
+
+def weight_gradients(
+    quantizer: Quantizer, weight: Tensor, grads: Iterable[Tensor], counted: bool
+) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """Through `Quantizer.transform` of a weight, which may couple its values, as a maximum over them does.
+
+    Args:
+        grads: per-sample gradients ``[n, *weight.shape]`` of the transformed weight, a few samples at a time.
+        counted: whether the weight's own gradient counts.
+
+    Returns:
+        Its squared norm ``[N]``, None without samples or uncounted, and the gradients ``[N, numel]`` of the parameters of `quantizer`.
+    """
+    with _stand_ins(quantizer) as leaves:
+        w = nn.Parameter(weight.detach())
+        y = quantizer.transform(w)
+    inputs = {"": w, **leaves} if counted else leaves
+    norms: list[Tensor] = []
+    parts: dict[str, list[Tensor]] = {}
+    for grad in grads:
+        found = _pulled_back([y], inputs, [grad.to(y.dtype)])
+        if counted:
+            norms.append(found.pop("").square().sum(1))
+        for name, each in found.items():
+            parts.setdefault(name, []).append(each)
+    return torch.cat(norms) if norms else None, {name: torch.cat(each) for name, each in parts.items()}
