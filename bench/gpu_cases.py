@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import gpu_step_cases
+from . import gpu_norm_cases, gpu_step_cases
 from .case import Case, Contender, Goal, Results, Size, Work, needs_package
 from .fake_quant_work import (
     COPY,
@@ -181,5 +181,6 @@ CASES = (
     *(_lsq_case(*key) for key in product(("tensor", "channel0", "channel1"), DTYPES, ("16M", "64M"))),
     *(_small_case(way, size, side) for way, (size, side) in product(WAYS, {"4k": 64, "64k": 256, "256k": 512}.items())),
     *ALL_CASES,
+    *gpu_norm_cases.CASES,
     *gpu_step_cases.CASES,
 )

@@ -24,23 +24,27 @@ class Shape:
     side: int
     kernel: int
     stride: int = 1
+    groups: int = 1
 
     @property
     def geometry(self) -> Geometry:
         """As the operator takes it."""
         k, s, p = self.kernel, self.stride, self.kernel // 2
-        return Geometry(1, (1, k, k), (1, s, s), (0, p, p), (1, 1, 1))
+        return Geometry(self.groups, (1, k, k), (1, s, s), (0, p, p), (1, 1, 1))
 
     @property
     def name(self) -> str:
         """As in ``3x3-64-56``: kernel, channels, and the side of the picture."""
         channels = self.inputs if self.inputs == self.outputs else f"{self.inputs}to{self.outputs}"
-        return f"{self.kernel}x{self.kernel}-{channels}-{self.side}" + (f"-stride{self.stride}" if self.stride > 1 else "")
+        more = (f"-stride{self.stride}" if self.stride > 1 else "") + (f"-groups{self.groups}" if self.groups > 1 else "")
+        return f"{self.kernel}x{self.kernel}-{channels}-{self.side}{more}"
 
     @property
     def about(self) -> str:
         """In words."""
-        return f"{self.kernel}×{self.kernel}, {self.inputs} → {self.outputs} channels at {self.side}², stride {self.stride}, batch {BATCH}"
+        groups = f" in {self.groups} groups" if self.groups > 1 else ""
+        channels = f"{self.inputs} → {self.outputs} channels{groups}"
+        return f"{self.kernel}×{self.kernel}, {channels} at {self.side}², stride {self.stride}, batch {BATCH}"
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def setup(shape: Shape, size: Size) -> Layer:
     _, height, width = shape.geometry.output_size(lift(x).shape[2:])
     grad_y, weight = (
         torch.randn(samples, shape.outputs, height, width),
-        torch.randn(shape.outputs, shape.inputs, shape.kernel, shape.kernel),
+        torch.randn(shape.outputs, shape.inputs // shape.groups, shape.kernel, shape.kernel),
     )
     return Layer(shape, x, grad_y, weight)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -81,9 +80,7 @@ def backpack_l2(model: nn.Module, x: Tensor, y: Tensor) -> Pass:
     extension = BatchL2Grad()
     for layer in (nn.GroupNorm, nn.LayerNorm):
         extension.set_module_extension(layer, Normalization())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that second-order quantities need modules in place of functions
-        model, loss = extend(model.train()), extend(nn.CrossEntropyLoss(reduction="sum"))
+    model, loss = extend(model.train()), extend(nn.CrossEntropyLoss(reduction="sum"))
 
     def call() -> Tensor:
         with backpack(extension):

@@ -20,6 +20,8 @@ SIZES = {"float": 4, "__nv_bfloat16": 2, "__half": 2}
 # with a Batch, whose jobs lie behind the count, the number of blocks and 96 first blocks.
 JOBS = {"fake_quant_kernel": 0, "fake_quant_all_kernel": 8 + 8 + 8 * 96}
 X, GRAD_Y, OUT = 0, 8, 16
+# Kernels of the gradient norms begin with a job too: where its two tensors lie, those of grad_norm in an operand of 184 bytes each.
+NORMS = {"grad_norm": (0, 184), "affine_grad_norm": (0, 8)}
 
 
 def reason() -> str | None:
@@ -90,7 +92,12 @@ def expected(name: str) -> Expected:
     Example:
         >>> expected("fake_quant_kernel<Columns<Forward<float, true, true> > >").tensors
         {'0': 4, '0+16': 4}
+        >>> expected("grad_norm::direct_kernel<__half, grad_norm::Tile<1, 32, 32, 4, 4, 16, 1> >").tensors
+        {'0': 2, '0+184': 2}
     """
+    norm = re.match(r"(\w+)::(\w+)_kernel<(\w+)(?:, (\d+)>)?", name)
+    if norm and norm[3] in SIZES:
+        return _norm(norm[1], norm[2], SIZES[norm[3]], one_by_one=norm[4] == "1")
     found = re.search(r"(Forward|Codes|Backward\w*)<(\w+), \w+, (true|false)", name)
     if not found:
         return Expected({})
@@ -98,6 +105,12 @@ def expected(name: str) -> Expected:
     fields = {"Forward": (X, OUT), "Codes": (X,)}.get(way, (X, GRAD_Y, OUT))
     tensors = {_root(JOBS[name.partition("<")[0]] + each): size for each in fields}
     return Expected(tensors, 128 if aligned else 8 * size, branches=True, written=way != "Codes")
+
+
+def _norm(family: str, kernel: str, size: int, one_by_one: bool) -> Expected:
+    """Both tensors are read in whole vectors where they lie so, statistics from the first alone; sums are written."""
+    offsets = NORMS[family][: 1 if kernel == "standard" else 2]
+    return Expected({_root(offset): size for offset in offsets}, 8 * size if one_by_one else 128, branches=True, written=False)
 
 
 def _root(offset: int) -> str:

@@ -69,8 +69,8 @@ def _leaves(types: Any) -> Iterator[str]:
         yield types
 
 
-def compiled(variant: Variant, arch: int) -> Compiled:
-    """The variant's PTX for compute capability `arch` (90 is 9.0), read, with what ptxas says of it."""
+def binary_of(variant: Variant, arch: int) -> Any:
+    """What triton compiles the variant to for compute capability `arch` (90 is 9.0)."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -78,7 +78,12 @@ def compiled(variant: Variant, arch: int) -> Compiled:
     names = list(variant.types)
     attributes = {(names.index(place),) if isinstance(place, str) else place: [["tt.divisibility", 16]] for place in variant.aligned}
     source = ASTSource(variant.kernel, signature=dict(variant.types), constexprs=dict(variant.constants), attrs=attributes)
-    binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(variant.options))
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(variant.options))
+
+
+def compiled(variant: Variant, arch: int) -> Compiled:
+    """The variant's PTX for compute capability `arch`, read, with what ptxas says of it."""
+    binary = binary_of(variant, arch)
     (kernel,) = ptx.kernels(binary.asm["ptx"])
     log = assemble(binary.asm["ptx"], arch, fuse=binary.metadata.enable_fp_fusion)
     used = ptx.resources(log)[kernel.name]

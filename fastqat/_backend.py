@@ -202,10 +202,11 @@ class BackendTable:
         return iter(self.rows)
 
     def __repr__(self) -> str:
-        lines = [f"{'backend':<11}{'op':<15}state"]
+        width = 2 + max((len(op) for ops in self.rows.values() for op in ops), default=0)
+        lines = [f"{'backend':<11}{'op':<{width}}state"]
         for backend, ops in self.rows.items():
             for op, reason in ops.items():
-                lines.append(f"{backend:<11}{op:<15}{'available' if reason is None else 'no: ' + reason}")
+                lines.append(f"{backend:<11}{op:<{width}}{'available' if reason is None else 'no: ' + reason}")
         return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastqat import use_backend
-from fastqat._bench import fake_quant_cases, plot, run, step_cases, step_peers
+from fastqat._bench import fake_quant_cases, norm_cases, norm_peers, plot, run, step_cases, step_peers
 from fastqat._bench.agreement import disagreements
 from fastqat._bench.case import Case, Contender, Goal, Work, never
 from fastqat._bench.machine import this_machine
@@ -125,6 +125,14 @@ def test_networks_of_torchao_quantize_linear_layers_only() -> None:
     assert any(path.endswith("weight_fake_quantizer.scale") for path, _ in model.named_parameters())
     with pytest.raises(TypeError, match="linear layers only"):
         step_peers.torchao_copy(single_precision("resnet18").quantized(), inputs.x)
+
+
+def test_backpack_takes_a_grouped_convolution_for_a_dense_one() -> None:
+    pytest.importorskip("backpack")
+    inputs = norm_cases.MOBILENET_V2.setup("small")
+    want = norm_peers.one_by_one(inputs.model, inputs.x, inputs.y)()
+    got = norm_cases.peer(norm_peers.backpack_l2)(inputs).call()["sq_norm"]
+    assert (got - want).norm() > 0.01 * want.norm()  # when this fails, it belongs to those that must agree: bench/norm_cases.py
 
 
 def single_precision(name: str) -> step_cases.Inputs:

@@ -1,4 +1,4 @@
-"""The CUDA kernels of layers with an affine part without a GPU: the same source, compiled by g++ and run on the CPU."""
+"""The CUDA kernels of layers with an affine part: compiled by g++ and run on the CPU, and on a GPU where the cuda backend has one."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastqat._backend import backends_for
 from fastqat.ops.affine_grad_norm import reference
 from fastqat.ops.affine_grad_norm.layout import arranged
 from fastqat.ops.affine_grad_norm.reference import KINDS, Statistics
 from fastqat.testing import assert_same_bits, pairwise
 
-from .native.affine_grad_norm import AffineOnHost
+from .native.affine_grad_norm import AffineOnDevice, AffineOnHost
 from .native.on_host import STORAGE
+
+Kernels = AffineOnHost | type[AffineOnDevice]
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +25,11 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> AffineOnHost:
     if shutil.which("g++") is None:
         pytest.skip("needs g++ to compile the CUDA kernels for the CPU")
     return AffineOnHost(tmp_path_factory.mktemp("affine_on_host"))
+
+
+@pytest.fixture(scope="module", params=["host", "device"] if "cuda" in backends_for("affine_grad_norm", "cuda") else ["host"])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    return request.getfixturevalue("on_host") if request.param == "host" else AffineOnDevice
 
 
 def statistics_of(kind: str, channels: int, groups: int) -> Statistics:
@@ -55,12 +63,12 @@ CASES = pairwise(kind=KINDS, shape=SHAPES, layout=LAYOUTS, dtype=STORAGE, parts=
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
-def test_kernels_are_the_reference(on_host: AffineOnHost, case: dict) -> None:
+def test_kernels_are_the_reference(kernels: Kernels, case: dict) -> None:
     channels, groups, positions = case["shape"]
     generator = torch.Generator().manual_seed(0)
     x, grad_y = (laid_out(torch.randn(3, channels, positions, generator=generator).to(case["dtype"]), case["layout"]) for _ in range(2))
     statistics = statistics_of(case["kind"], channels, groups if case["kind"] == "group" else 1)
-    got, want = on_host.sq_norm(x, grad_y, statistics, *case["parts"]), exact(x, grad_y, statistics, *case["parts"])
+    got, want = kernels.sq_norm(x, grad_y, statistics, *case["parts"]), exact(x, grad_y, statistics, *case["parts"])
     assert bool(((got - want).abs() <= 2e-6 * want + 1e-12).all()), f"{got} against {want}"
 
 
@@ -79,19 +87,19 @@ def test_the_order_of_threads_does_not_matter(on_host: AffineOnHost, kind: str, 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 @pytest.mark.parametrize("kind", ["group", "position"])
-def test_a_mean_far_from_zero_costs_no_digits(on_host: AffineOnHost, kind: str, layout: str) -> None:
+def test_a_mean_far_from_zero_costs_no_digits(kernels: Kernels, kind: str, layout: str) -> None:
     x, grad_y = (laid_out(torch.randn(2, 64, 50), layout) for _ in range(2))
     far = (x + 1000.0).contiguous() if layout == "contiguous" else x + 1000.0
     statistics = statistics_of(kind, 64, 4 if kind == "group" else 1)
     assert arranged(far, grad_y, kind == "position").channels_inner == (kind == "position" or layout == "channels last")
-    got, want = on_host.sq_norm(far, grad_y, statistics, True, False), exact(far, grad_y, statistics, True, False)
+    got, want = kernels.sq_norm(far, grad_y, statistics, True, False), exact(far, grad_y, statistics, True, False)
     assert bool(((got - want).abs() <= 2e-6 * want).all()), f"{got} against {want}"
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_nan_shows(on_host: AffineOnHost, kind: str, layout: str) -> None:
+def test_nan_shows(kernels: Kernels, kind: str, layout: str) -> None:
     x, grad_y = (laid_out(torch.randn(3, 8, 12), layout) for _ in range(2))
     x[1, 3, 4] = torch.nan
-    got = on_host.sq_norm(x, grad_y, statistics_of(kind, 8, 2 if kind == "group" else 1), True, True)
+    got = kernels.sq_norm(x, grad_y, statistics_of(kind, 8, 2 if kind == "group" else 1), True, True)
     assert got.isnan().tolist() == [False, True, False]

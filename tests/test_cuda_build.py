@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -72,15 +73,33 @@ def test_ptxas_spills_nothing(built: Built) -> None:
         assert kernel.registers <= 128, f"{name} leaves room for few threads: {kernel}"
 
 
-def test_accesses_are_128_bits_wide(built: Built) -> None:
+@functools.cache
+def disassembled(cubin: Path) -> str:
     disassembler = shutil.which("cuobjdump")
     if disassembler is None:
         triton = pytest.importorskip("triton", reason="needs cuobjdump, from the CUDA toolkit or from triton")
         disassembler = str(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
-    sass = subprocess.run([disassembler, "-sass", str(built.cubin)], capture_output=True, text=True, check=True).stdout
-    functions = {text.split()[0]: text for text in sass.split("Function : ")[1:]}
+    return subprocess.run([disassembler, "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
+
+
+def sass(built: Built) -> dict[str, str]:
+    """The instructions of every kernel."""
+    functions = {text.split()[0]: text for text in disassembled(built.cubin).split("Function : ")[1:]}
     assert functions.keys() == built.kernels.keys()
-    for name, text in functions.items():
+    return functions
+
+
+def test_accesses_are_128_bits_wide(built: Built) -> None:
+    for name, text in sass(built).items():
         assert not re.search(r"\b(LDL|STL)\b", text), f"{name} uses local memory"
         for wanted, access in ((built.source.loads_vectors, "LDG.E.128"), (built.source.stores_vectors, "STG.E.128")):
             assert access in text or not re.search(wanted, name), f"{name} has no {access}"
+
+
+@pytest.mark.parametrize("built", ["grad_norm"], indirect=True)
+def test_tiles_are_multiplied_by_fused_operations(built: Built) -> None:
+    """Compiled with -fmad=false, a product would otherwise be two instructions."""
+    for name, text in sass(built).items():
+        tile = re.search(r"4TileILi\d+ELi\d+ELi\d+ELi(\d+)ELi(\d+)E", name)
+        if tile:
+            assert text.count("FFMA") >= 4 * int(tile[1]) * int(tile[2]), f"{name} has {text.count('FFMA')} FFMA"

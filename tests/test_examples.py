@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+LEAST = {"acs_in_your_own_loop": 90, "per_sample_gradients": 60}  # percent: accuracies; wrong labels found, where chance finds 10
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -19,5 +20,5 @@ def test_example_runs(path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
-    accuracies = [float(word[:-1]) for word in done.stdout.split() if word.endswith("%")]
-    assert len(accuracies) == 3 and min(accuracies) > 90, done.stdout
+    percentages = [float(word[:-1]) for word in done.stdout.split() if word.endswith("%")]
+    assert len(percentages) == 3 and min(percentages) > LEAST[path.stem], done.stdout

@@ -55,28 +55,33 @@ struct SqNorm {
   }
 };
 
-// Mean and variance of `count` values from the sums of d = x - shift, over parts with one shift or with one each.
+// Mean and variance from the sums of d = x - shift, over parts with one shift or with one each.
 struct Moments {
-  double count, mean = 0, variance = 0, about_shift = 0;  // about_shift: mean of d^2
+  double mean = 0, variance = 0, about_shift = 0;  // about_shift: mean of d^2
   // The squares of d lose digits of the variance when the shift is some deviations off the mean: then the sums are taken again.
   bool too_far() const { return about_shift > 5 * variance; }
 };
 
-Moments moments_of(double count, double shift, double sum, double square) {
-  const double offset = sum / count, about_shift = square / count;
-  return {count, shift + offset, about_shift - offset * offset, about_shift};
+Moments moments_of(double inverse_count, double shift, double sum, double square) {
+  const double offset = sum * inverse_count, about_shift = square * inverse_count;
+  return {shift + offset, about_shift - offset * offset, about_shift};
 }
 
 // Space for one task.
 struct Scratch {
   explicit Scratch(const Job& job)
       : rows(job.channels_inner ? 0 : job.slice_groups * job.group_channels()),
-        shift(job.channels_inner ? job.channels : rows),
-        parts(job.channels_inner ? 4 * job.channels : 0),
-        totals(job.channels_inner ? 4 * job.channels : 4 * rows) {}
-  int64_t rows;
-  std::vector<float> shift, parts;
-  std::vector<double> totals;  // by row [rows][2 or 4], by column [2 or 4][channels]
+        width(padded(job.channels_inner ? job.channels : rows)),
+        shift(width),
+        memory(job.channels_inner ? 4 * width + kLanes : 0),
+        totals(4 * width) {
+    const auto address = reinterpret_cast<uintptr_t>(memory.data());
+    parts = memory.data() + (64 - address % 64) % 64 / sizeof(float);
+  }
+  int64_t rows, width;
+  std::vector<float> shift, memory;
+  std::vector<double> totals;  // by row [rows][2 or 4], by column [2 or 4][width]
+  float* parts;                // [2 or 4][width]
 };
 
 SqNorm given_rows(const Job& job, const Sample& sample, int64_t first, int64_t rows, Scratch& scratch) {
@@ -88,7 +93,7 @@ SqNorm given_rows(const Job& job, const Sample& sample, int64_t first, int64_t r
   return out;
 }
 
-// The four sums of each channel of a group, [channels][4] or by `step` [4][channels].
+// The four sums of each channel of a group.
 struct GroupSums {
   const double* sums;
   const float* shift;
@@ -96,16 +101,17 @@ struct GroupSums {
   double at(int64_t c, int k) const { return sums[c * channel_step + k * sum_step]; }
 
   Moments moments(double positions) const {
-    const double count = positions * static_cast<double>(channels);
-    double mean = 0;
-    for (int64_t c = 0; c < channels; ++c) mean += at(c, 2) + positions * shift[c];
-    mean /= count;
-    Moments out{count, mean};
+    const double inverse_count = 1 / (positions * static_cast<double>(channels));
+    Moments out;
+    for (int64_t c = 0; c < channels; ++c) out.mean += at(c, 2) + positions * shift[c];
+    out.mean *= inverse_count;
     for (int64_t c = 0; c < channels; ++c) {
-      const double off = mean - shift[c];
-      out.about_shift += at(c, 3) / count;
-      out.variance += (at(c, 3) - off * (2 * at(c, 2) - off * positions)) / count;
+      const double off = out.mean - shift[c];
+      out.about_shift += at(c, 3);
+      out.variance += at(c, 3) - off * (2 * at(c, 2) - off * positions);
     }
+    out.about_shift *= inverse_count;
+    out.variance *= inverse_count;
     return out;
   }
 
@@ -142,9 +148,9 @@ SqNorm group_rows(const Job& job, const Sample& sample, int64_t first, int64_t r
 // kSums sums per channel over all rows into the totals, `add(row, rows, parts)` for kRowRun rows at a time.
 template <int kSums, class Add>
 void over_rows(const Job& job, Scratch& scratch, const Add& add) {
-  float* __restrict parts = scratch.parts.data();
+  float* __restrict parts = scratch.parts;
   double* __restrict totals = scratch.totals.data();
-  const int64_t size = kSums * job.channels;
+  const int64_t size = kSums * scratch.width;
   for (int64_t row = 0; row < job.positions; row += kRowRun) {
     for (int64_t i = 0; i < size; ++i) parts[i] = 0;
     add(row, job.positions - row < kRowRun ? job.positions - row : kRowRun, parts);
@@ -156,9 +162,9 @@ void over_rows(const Job& job, Scratch& scratch, const Add& add) {
   }
 }
 
-// Totals [2][channels]: of grad_y, and of the product that is the weight's gradient but for `scale`.
+// Totals: of grad_y, and of the product that is the weight's gradient but for `scale`.
 SqNorm square_columns(const Job& job, const Scratch& scratch) {
-  const double *const grad = scratch.totals.data(), *const product = grad + job.channels;
+  const double *const grad = scratch.totals.data(), *const product = grad + scratch.width;
   SqNorm out;
   for (int64_t c = 0; c < job.channels; ++c) out.add(product[c] * job.scale[c], grad[c]);
   return out;
@@ -181,7 +187,7 @@ void add_group_columns(const Job& job, const Sample& sample, Scratch& scratch) {
 SqNorm group_columns(const Job& job, const Sample& sample, Scratch& scratch) {
   const int64_t width = job.group_channels();
   float* const shift = scratch.shift.data();
-  const auto group_at = [&](int64_t c) { return GroupSums{scratch.totals.data() + c, shift + c, 1, job.channels, width}; };
+  const auto group_at = [&](int64_t c) { return GroupSums{scratch.totals.data() + c, shift + c, 1, scratch.width, width}; };
   const double positions = static_cast<double>(job.positions);
   job.loops.widened(sample.x, 1, job.channels, shift);
   add_group_columns(job, sample, scratch);
@@ -199,26 +205,26 @@ SqNorm group_columns(const Job& job, const Sample& sample, Scratch& scratch) {
   return out;
 }
 
-constexpr int64_t kNear = 4;  // rows that are still in the nearest cache when their products are taken
+constexpr int64_t kNear = 4;  // most rows that are standardized before their products are taken, from the nearest cache
 
 // How `count` rows from `row` on become x_hat.
 void standardize(const Job& job, const Sample& sample, int64_t row, int64_t count, Standard* standard) {
   const RowBlock rows = sample.x_rows(row, count);
-  const double channels = static_cast<double>(job.channels);
+  const double inverse_count = 1 / static_cast<double>(job.channels);
   float shift[kNear] = {};
   double sums[2 * kNear];
   if (job.kind == Kind::position) job.loops.widened(rows.first, job.x_step, count, shift);
   job.loops.row_moments(rows, job.channels, shift, sums);
   for (int64_t r = 0; r < count; ++r) {
     if (job.kind == Kind::rms) {
-      standard[r] = {0, static_cast<float>(job.inverse_deviation(sums[2 * r + 1] / channels)), 0};
+      standard[r] = {0, static_cast<float>(job.inverse_deviation(sums[2 * r + 1] * inverse_count)), 0};
       continue;
     }
-    Moments moments = moments_of(channels, shift[r], sums[2 * r], sums[2 * r + 1]);
+    Moments moments = moments_of(inverse_count, shift[r], sums[2 * r], sums[2 * r + 1]);
     if (moments.too_far()) {
       shift[r] = static_cast<float>(moments.mean);
       job.loops.row_moments(sample.x_rows(row + r, 1), job.channels, shift + r, sums + 2 * r);
-      moments = moments_of(channels, shift[r], sums[2 * r], sums[2 * r + 1]);
+      moments = moments_of(inverse_count, shift[r], sums[2 * r], sums[2 * r + 1]);
     }
     const double scale = job.inverse_deviation(moments.variance);
     standard[r] = {shift[r], static_cast<float>(scale), static_cast<float>((shift[r] - moments.mean) * scale)};
@@ -226,10 +232,15 @@ void standardize(const Job& job, const Sample& sample, int64_t row, int64_t coun
 }
 
 SqNorm position_columns(const Job& job, const Sample& sample, Scratch& scratch) {
+  const int64_t near = job.channels <= kShortRow ? kNear : 1;
   over_rows<2>(job, scratch, [&](int64_t first, int64_t rows, float* parts) {
-    for (int64_t row = first; row < first + rows; row += kNear) {
-      const int64_t count = first + rows - row < kNear ? first + rows - row : kNear;
+    for (int64_t row = first; row < first + rows; row += near) {
+      const int64_t count = first + rows - row < near ? first + rows - row : near;
       Standard standard[kNear];
+      if (near > 1) {
+        prefetch(sample.grad_rows(row, count), job.channels, job.item_bytes);
+        prefetch(sample.x_rows(row + count, count), job.channels, job.item_bytes);
+      }
       standardize(job, sample, row, count, standard);
       job.loops.standard_products(sample.x_rows(row, count), sample.grad_rows(row, count), job.channels, standard, parts);
     }

@@ -207,6 +207,14 @@ struct Rows {
   }
 };
 
+// The next rows but kAhead bytes, as many as are worked on at once.
+template <class T>
+FASTQAT_INNER void prefetch_ahead(const RowBlock& x, const RowBlock& grad_y, int64_t first, int64_t columns) {
+  const int64_t bytes = static_cast<int64_t>(sizeof(T)), rows = first + ceil_div(kAhead, 4 * columns * bytes) * 4;
+  prefetch({row_at<T>(x, rows), x.step, 4}, columns, bytes);
+  prefetch({row_at<T>(grad_y, rows), grad_y.step, 4}, columns, bytes);
+}
+
 template <class T, int kRows>
 FASTQAT_INNER void add_products(const Rows<T, kRows>& x, const Rows<T, kRows>& grad_y, int64_t columns, const float* __restrict shift,
                                 float limit, float* __restrict grad, float* __restrict product) {
@@ -263,25 +271,32 @@ FASTQAT_INNER void add_standard(const Rows<T, kRows>& x, const Rows<T, kRows>& g
 
 template <class T>
 FASTQAT_TARGET void column_products(RowBlock x, RowBlock grad_y, int64_t columns, const float* shift, float limit, float* sums) {
-  float* const product = sums + columns;
+  float* const product = sums + padded(columns);
   int64_t r = 0;
-  for (; r + 4 <= x.rows; r += 4) add_products(Rows<T, 4>(x, r), Rows<T, 4>(grad_y, r), columns, shift, limit, sums, product);
+  for (; columns <= kShortRow && r + 4 <= x.rows; r += 4) {
+    prefetch_ahead<T>(x, grad_y, r, columns);
+    add_products(Rows<T, 4>(x, r), Rows<T, 4>(grad_y, r), columns, shift, limit, sums, product);
+  }
   for (; r < x.rows; ++r) add_products(Rows<T, 1>(x, r), Rows<T, 1>(grad_y, r), columns, shift, limit, sums, product);
 }
 
 template <class T>
 FASTQAT_TARGET void column_group(RowBlock x, RowBlock grad_y, int64_t columns, const float* shift, float* sums) {
-  float *const product = sums + columns, *const sum = product + columns, *const square = sum + columns;
+  float *const product = sums + padded(columns), *const sum = product + padded(columns), *const square = sum + padded(columns);
   int64_t r = 0;
-  for (; r + 4 <= x.rows; r += 4) add_group(Rows<T, 4>(x, r), Rows<T, 4>(grad_y, r), columns, shift, sums, product, sum, square);
+  for (; columns <= kShortRow && r + 4 <= x.rows; r += 4) {
+    prefetch_ahead<T>(x, grad_y, r, columns);
+    add_group(Rows<T, 4>(x, r), Rows<T, 4>(grad_y, r), columns, shift, sums, product, sum, square);
+  }
   for (; r < x.rows; ++r) add_group(Rows<T, 1>(x, r), Rows<T, 1>(grad_y, r), columns, shift, sums, product, sum, square);
 }
 
 template <class T>
 FASTQAT_TARGET void standard_products(RowBlock x, RowBlock grad_y, int64_t columns, const Standard* standard, float* sums) {
-  float* const product = sums + columns;
+  float* const product = sums + padded(columns);
   int64_t r = 0;
-  for (; r + 4 <= x.rows; r += 4) add_standard(Rows<T, 4>(x, r), Rows<T, 4>(grad_y, r), columns, standard + r, sums, product);
+  for (; columns <= kShortRow && r + 4 <= x.rows; r += 4)
+    add_standard(Rows<T, 4>(x, r), Rows<T, 4>(grad_y, r), columns, standard + r, sums, product);
   for (; r < x.rows; ++r) add_standard(Rows<T, 1>(x, r), Rows<T, 1>(grad_y, r), columns, standard + r, sums, product);
 }
 

@@ -12,6 +12,7 @@ namespace {
 
 using Four = float __attribute__((vector_size(16)));
 constexpr int64_t kRun = 32 * kLanes;  // elements of a row that are summed in fp32
+constexpr int64_t kAhead = 4096;       // bytes between the rows that are worked on and those that are fetched
 
 #define FASTQAT_TARGET
 #define FASTQAT_WIDTH 4

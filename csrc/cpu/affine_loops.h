@@ -8,7 +8,11 @@
 
 namespace fastqat {
 
-constexpr int64_t kRowRun = 64;  // most rows of one call of a column loop, which adds up in fp32
+constexpr int64_t kRowRun = 64;     // most rows of one call of a column loop, which adds up in fp32
+constexpr int64_t kShortRow = 512;  // columns up to which several rows are taken at once; longer rows stream well one by one
+
+// Accumulators of a column loop lie side by side, each on a 64-byte boundary: vectors across two cache lines would halve its speed.
+inline int64_t padded(int64_t columns) { return ceil_div(columns, kLanes) * kLanes; }
 
 // Rows that lie `step` elements apart.
 struct RowBlock {
@@ -16,13 +20,20 @@ struct RowBlock {
   int64_t step, rows;
 };
 
+// Has rows fetched into the cache while others are worked on: several rows in turn are more streams than the hardware follows.
+inline void prefetch(const RowBlock& block, int64_t columns, int64_t item_bytes) {
+  for (int64_t r = 0; r < block.rows; ++r)
+    for (int64_t i = 0; i < columns * item_bytes; i += 64)
+      __builtin_prefetch(static_cast<const char*>(block.first) + r * block.step * item_bytes + i);
+}
+
 // x_hat of a row is (x - shift) * scale + offset.
 struct Standard {
   float shift, scale, offset;
 };
 
 // With d = x - shift, in products at most `limit`. By row: sums in fp64, [rows][2] or [rows][4], of n elements, a shift per row. By column:
-// what is added to [2][columns] or [4][columns], a shift per column.
+// what is added to [2] or [4][padded(columns)], a shift per column.
 struct AffineLoops {
   // d, d^2
   void (*row_moments)(RowBlock x, int64_t n, const float* shift, double* sums);

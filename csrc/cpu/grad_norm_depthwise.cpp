@@ -1,5 +1,5 @@
-// One task is a sample and kLanes groups. For each pair of an input and an output channel of a group, the gradient of its taps is a sum
-// over positions of x * grad_y, lane by lane, from boxes of both in scratch [position][kLanes].
+// One task is a sample and some blocks of kLanes groups. For each pair of an input and an output channel of a group, the gradient of its
+// taps is a sum over positions of x * grad_y, lane by lane, from boxes of both in scratch [position][kLanes].
 #include "grad_norm_depthwise.h"
 
 #include "buffer.h"
@@ -11,7 +11,8 @@ namespace {
 
 constexpr int64_t kDepthwiseChunk = 512;  // output positions at a time: both boxes stay near the first-level cache
 constexpr int64_t kWindow = 4096;         // positions of x at a time, unless a single output sees more
-constexpr int kMostTaps = 8;              // of a line, summed at once
+constexpr int64_t kTaskGroups = 16 * kLanes;
+constexpr int kMostTaps = 8;  // of a line, summed at once
 
 struct Job {
   Layer layer;
@@ -19,10 +20,11 @@ struct Job {
   const float *mask, *slope;
   bool bias;
   Transpose transpose;
-  double* partials;  // [samples][blocks of groups]
+  double* partials;  // [samples][parts]
   float* inner;      // [samples][groups * outputs], or null
 
-  int64_t blocks() const { return ceil_div(layer.groups, kLanes); }
+  int64_t parts() const { return ceil_div(layer.groups, kTaskGroups); }
+  int64_t terms() const { return layer.taps() + 1; }  // of a group: its taps and its bias
 };
 
 // Two accumulators per tap hide the latency of the additions.
@@ -98,69 +100,103 @@ FASTQAT_INLINE void add_all_taps(const Job& job, const float* x, const float* gr
       }
 }
 
-// One box of the lanes' groups, whose channels are `of_group` apart and begin with channel `first` of each.
+// Groups of one sample.
+struct Part {
+  int64_t sample, first, last;  // groups
+  int64_t index;
+};
+
+FASTQAT_INLINE Part part_of(const Job& job, int64_t task) {
+  const int64_t first = task % job.parts() * kTaskGroups;
+  return {task / job.parts(), first, std::min(first + kTaskGroups, job.layer.groups), task};
+}
+
+// The lanes' channels of a block of groups: number `first` of the `of_group` of each group.
 template <class T>
-FASTQAT_INLINE void load_lanes(const Job& job, const LayerTensor& tensor, int64_t sample, int64_t group, int64_t first, int64_t of_group,
-                               const Box& box, float* out) {
-  load_box(tensor, tensor.at<T>(sample, group * of_group + first), tensor.channel * of_group,
-           std::min(job.layer.groups - group, int64_t{kLanes}), kLanes, box, job.transpose, out);
+FASTQAT_INLINE BoxSource<T> lanes_of(const Job& job, const LayerTensor& tensor, int64_t sample, int64_t group, int64_t first,
+                                     int64_t of_group) {
+  return {tensor,
+          tensor.at<T>(sample, group * of_group + first),
+          tensor.channel * of_group,
+          std::min(job.layer.groups - group, int64_t{kLanes}),
+          kLanes,
+          job.transpose};
 }
 
 struct Scratch {
   explicit Scratch(const Job& job)
-      : x(product(job.chunks.window) * kLanes), grad(product(job.chunks.size) * kLanes), sums((job.layer.taps() + 1) * kLanes) {}
+      : x(product(job.chunks.window) * kLanes), grad(product(job.chunks.size) * kLanes), sums(kTaskGroups * job.terms()) {}
   Buffer x, grad, sums;
 };
 
-// Gradients of the taps from input channel `input` to output channel `output` of every lane's group, and of its bias behind them.
+// One chunk of positions of a block. The next block is fetched meanwhile where channels are neighbours: its lines lie far apart.
 template <class T>
-FASTQAT_INLINE void sum_pair(const Job& job, int64_t sample, int64_t group, int64_t input, int64_t output, Scratch& scratch) {
+FASTQAT_INLINE void add_block(const Job& job, const Part& part, int64_t group, int64_t input, int64_t output, const Box& box,
+                              Scratch& scratch) {
   const Layer& layer = job.layer;
-  float* const sums = scratch.sums.data();
-  fill_zero(sums, (layer.taps() + 1) * kLanes);
-  for (int64_t c = 0; c < job.chunks.total(); ++c) {
-    const Box box = job.chunks.outputs(layer, c);
-    load_lanes<T>(job, layer.x, sample, group, input, layer.channels, job.chunks.inputs(layer, box), scratch.x.data());
-    load_lanes<T>(job, layer.grad, sample, group, output, layer.outputs, box, scratch.grad.data());
-    add_all_taps(job, scratch.x.data(), scratch.grad.data(), box.size, sums);
-    float* const bias = sums + layer.taps() * kLanes;
-    for (int64_t p = 0; p < product(box.size); ++p)
-      for (int l = 0; l < kLanes; ++l) bias[l] += scratch.grad.data()[p * kLanes + l];
+  const Box window = job.chunks.inputs(layer, box);
+  load_box(lanes_of<T>(job, layer.x, part.sample, group, input, layer.channels), window, scratch.x.data());
+  load_box(lanes_of<T>(job, layer.grad, part.sample, group, output, layer.outputs), box, scratch.grad.data());
+  if (group + kLanes < part.last) {
+    const int64_t next = group + kLanes;
+    if (layer.x.channel == 1) prefetch_box(lanes_of<T>(job, layer.x, part.sample, next, input, layer.channels), window);
+    if (layer.grad.channel == 1) prefetch_box(lanes_of<T>(job, layer.grad, part.sample, next, output, layer.outputs), box);
+  }
+  float* const sums = scratch.sums.data() + (group - part.first) * job.terms();
+  add_all_taps(job, scratch.x.data(), scratch.grad.data(), box.size, sums);
+  float* const bias = sums + layer.taps() * kLanes;
+  for (int64_t p = 0; job.bias && p < product(box.size); ++p)
+    for (int l = 0; l < kLanes; ++l) bias[l] += scratch.grad.data()[p * kLanes + l];
+}
+
+// The squared norm of a block's gradients [taps + 1][kLanes] from one input to one output channel of each group, the last of the bias.
+FASTQAT_INLINE double norm_of(const Job& job, int64_t input, const float* sums) {
+  double lanes[kLanes] = {};
+  const int64_t terms = job.layer.taps() + (job.bias && input == 0);
+  for (int64_t k = 0; k < terms; ++k)
+    for (int l = 0; l < kLanes; ++l) lanes[l] += static_cast<double>(sums[k * kLanes + l]) * sums[k * kLanes + l];
+  double norm = 0;
+  for (int l = 0; l < kLanes; ++l) norm += lanes[l];
+  return norm;
+}
+
+// Multiplies the gradients by the mask, and adds their products with the slope.
+FASTQAT_INLINE void apply_factors(const Job& job, const Part& part, int64_t group, int64_t input, int64_t output, float* sums) {
+  const Layer& layer = job.layer;
+  const int64_t taps = layer.taps();
+  for (int64_t l = 0; l < std::min(layer.groups - group, int64_t{kLanes}); ++l) {
+    const int64_t o = (group + l) * layer.outputs + output;
+    for (int64_t k = 0; k < taps; ++k) {
+      const int64_t at = (o * taps + k) * layer.channels + input;
+      float& g = sums[k * kLanes + l];
+      if (job.slope) job.inner[part.sample * layer.groups * layer.outputs + o] += g * job.slope[at];
+      if (job.mask) g *= job.mask[at];
+    }
   }
 }
 
-// The squared norm of one pair, lane by lane, with mask and slope.
-FASTQAT_INLINE double finish_pair(const Job& job, int64_t sample, int64_t group, int64_t input, int64_t output, const float* sums) {
-  const Layer& layer = job.layer;
-  const int64_t taps = layer.taps();
+template <class T>
+FASTQAT_INLINE double norm_of_pair(const Job& job, const Part& part, int64_t input, int64_t output, Scratch& scratch) {
+  fill_zero(scratch.sums.data(), kTaskGroups * job.terms());
+  for (int64_t c = 0; c < job.chunks.total(); ++c)
+    for (int64_t group = part.first; group < part.last; group += kLanes)
+      add_block<T>(job, part, group, input, output, job.chunks.outputs(job.layer, c), scratch);
   double norm = 0;
-  for (int64_t l = 0; l < std::min(layer.groups - group, int64_t{kLanes}); ++l) {
-    const int64_t o = (group + l) * layer.outputs + output;
-    float product = 0;
-    for (int64_t k = 0; k < taps; ++k) {
-      const float g = sums[k * kLanes + l];
-      const int64_t at = (o * taps + k) * layer.channels + input;
-      const float masked = job.mask ? g * job.mask[at] : g;
-      norm += static_cast<double>(masked) * masked;
-      if (job.slope) product += g * job.slope[at];
-    }
-    if (job.slope) job.inner[sample * layer.groups * layer.outputs + o] += product;
-    const double bias = sums[taps * kLanes + l];
-    if (job.bias && input == 0) norm += bias * bias;
+  for (int64_t group = part.first; group < part.last; group += kLanes) {
+    float* const sums = scratch.sums.data() + (group - part.first) * job.terms();
+    if (job.mask || job.slope) apply_factors(job, part, group, input, output, sums);
+    norm += norm_of(job, input, sums);
   }
   return norm;
 }
 
 template <class T>
 FASTQAT_INLINE void run_task(const Job& job, int64_t task, Scratch& scratch) {
-  const int64_t sample = task / job.blocks(), group = task % job.blocks() * kLanes;
+  const Part part = part_of(job, task);
   double norm = 0;
   for (int64_t output = 0; output < job.layer.outputs; ++output)
-    for (int64_t input = 0; input < job.layer.channels; ++input) {
-      sum_pair<T>(job, sample, group, input, output, scratch);
-      norm += finish_pair(job, sample, group, input, output, scratch.sums.data());
-    }
-  job.partials[task] = norm;
+    for (int64_t input = 0; input < job.layer.channels; ++input) norm += norm_of_pair<T>(job, part, input, output, scratch);
+  job.partials[part.index] = norm;
 }
 
 FASTQAT_INLINE void run_tasks(const Job& job, int64_t begin, int64_t end) {
@@ -190,17 +226,17 @@ void depthwise_norms(const Layer& layer, const std::optional<Tensor>& mask, cons
   Job job{
       layer,  make_chunks(layer, kDepthwiseChunk, kWindow), optional_data(mask), optional_data(slope), bias, transpose_kernel(), nullptr,
       nullptr};
-  std::vector<double> partials(static_cast<size_t>(layer.samples * job.blocks()));
+  std::vector<double> partials(static_cast<size_t>(layer.samples * job.parts()));
   job.partials = partials.data();
   if (inner) {
     job.inner = data<float>(*inner);
     std::fill_n(job.inner, inner->numel(), 0.0f);
   }
   const auto loops = FASTQAT_AT_LEVEL(run_tasks);
-  torch::stable::parallel_for(0, layer.samples * job.blocks(), 1, [&](int64_t begin, int64_t end) { loops(job, begin, end); });
+  torch::stable::parallel_for(0, layer.samples * job.parts(), 1, [&](int64_t begin, int64_t end) { loops(job, begin, end); });
   for (int64_t n = 0; n < layer.samples; ++n) {
     double sum = 0;
-    for (int64_t b = 0; b < job.blocks(); ++b) sum += partials[n * job.blocks() + b];
+    for (int64_t p = 0; p < job.parts(); ++p) sum += partials[n * job.parts() + p];
     data<float>(sq_norm)[n] = static_cast<float>(sum);
   }
 }

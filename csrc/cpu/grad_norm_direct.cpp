@@ -75,27 +75,28 @@ FASTQAT_INLINE int64_t offset_of(const Triple& at, const Triple& stride) {
   return at[0] * stride[0] + at[1] * stride[1] + at[2] * stride[2];
 }
 
+// Two panels at one position: a line of the cache. `outputs` are left.
 template <class T>
-FASTQAT_INLINE void widen_run(const T* __restrict from, int64_t step, int64_t n, float* __restrict to) {
-  if (step == 1)
-    for (int64_t i = 0; i < n; ++i) to[i] = widen(from[i]);
+FASTQAT_INLINE void pack_pair(const T* from, int64_t outputs, int64_t panel, float* to) {
+  float both[kLanes];
+  if (outputs >= kLanes)
+    for (int l = 0; l < kLanes; ++l) both[l] = widen(from[l]);
   else
-    for (int64_t i = 0; i < n; ++i) to[i] = widen(from[i * step]);
+    for (int l = 0; l < kLanes; ++l) both[l] = l < outputs ? widen(from[l]) : 0.0f;
+  std::memcpy(to, both, sizeof both / 2);
+  if (outputs > kTileRows) std::memcpy(to + panel, both + kTileRows, sizeof both / 2);
 }
 
-// A few positions of all panels at a time, so that whole lines of the cache are read and written.
+// A few positions of all panels at a time, so that whole lines of the cache are written, and the next few are on their way.
 template <class T>
 FASTQAT_INLINE void pack_line(const T* line, int64_t step, int64_t n, int64_t outputs, int64_t panel, float* out) {
   constexpr int64_t kFew = 4;
   for (int64_t begin = 0; begin < n; begin += kFew)
-    for (int64_t o = 0; o < outputs; o += kTileRows)
+    for (int64_t o = 0; o < outputs; o += kLanes)
       for (int64_t i = begin; i < std::min(begin + kFew, n); ++i) {
         const T* const from = line + i * step + o;
-        float* const to = out + o / kTileRows * panel + i * kTileRows;
-        if (outputs - o >= kTileRows)
-          for (int r = 0; r < kTileRows; ++r) to[r] = widen(from[r]);
-        else
-          for (int64_t r = 0; r < outputs - o; ++r) to[r] = widen(from[r]);
+        __builtin_prefetch(from + kFew * step);
+        pack_pair(from, outputs - o, panel, out + o / kTileRows * panel + i * kTileRows);
       }
 }
 
@@ -134,8 +135,9 @@ FASTQAT_INLINE void load_window(const Job& job, const Part& part, const Box& box
   const Box window = plan.chunks.inputs(layer, box);
   for (int64_t block = part.block; block * plan.vectors_of_block < part.last; ++block, out += plan.window_block()) {
     const int64_t channel = block * kLanes, channels = std::min(layer.channels - channel, plan.lanes);
-    load_box(layer.x, layer.x.at<T>(part.sample, part.group * layer.channels + channel), layer.x.channel, channels, plan.lanes, window,
-             job.transpose, out);
+    const BoxSource<T> source{
+        layer.x, layer.x.at<T>(part.sample, part.group * layer.channels + channel), layer.x.channel, channels, plan.lanes, job.transpose};
+    load_box(source, window, out);
   }
 }
 

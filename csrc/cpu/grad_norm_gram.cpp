@@ -8,7 +8,6 @@
 #include <cmath>
 
 #include "grad_norm_shifted.h"
-#include "levels.h"
 
 namespace fastqat {
 namespace {
@@ -21,7 +20,7 @@ struct Scratch {
   Buffer u, g, tiles;
 };
 
-FASTQAT_INLINE void pack(const Job& job, const Segment& task, int64_t block, const Scratch& s) {
+void pack(const Job& job, const Segment& task, int64_t block, const Scratch& s) {
   const int64_t channels = job.layer.channels, columns = job.layer.columns();
   for (int64_t k = 0; k < job.layer.taps(); ++k)
     pack_block(job, task, job.layer.x, channels, job.x_maps[k], block, columns * kLanes, s.u.data() + k * channels * kLanes);
@@ -29,21 +28,21 @@ FASTQAT_INLINE void pack(const Job& job, const Segment& task, int64_t block, con
 }
 
 // sum of u * g over the pairs of one tile: each twice, since (t', t) is no tile of its own; on the diagonal up to each row's own column.
-FASTQAT_INLINE double tile_sum(float* u, const float* g, int64_t rows, bool diagonal) {
-  float lanes[kLanes] = {};
-  for (int64_t r = 0; r < rows; ++r, u += kSide, g += kSide) {
-    const int64_t width = diagonal ? (r / kLanes + 1) * kLanes : kSide;
-    if (diagonal) {
-      std::fill(u + r + 1, u + width, 0.0f);
-      u[r] *= 0.5f;
+double tile_sum(const Job& job, float* u, const float* g, int64_t rows, bool diagonal) {
+  if (!diagonal) return 2 * job.loops.dot(u, kSide, g, kSide, rows, kTileVectors);
+  double sum = 0;
+  for (int64_t first = 0; first < rows; first += kLanes) {
+    const int64_t last = std::min<int64_t>(first + kLanes, rows);
+    for (int64_t r = first; r < last; ++r) {
+      std::fill(u + r * kSide + r + 1, u + r * kSide + first + kLanes, 0.0f);
+      u[r * kSide + r] *= 0.5f;
     }
-    for (int64_t c = 0; c < width; c += kLanes)
-      for (int l = 0; l < kLanes; ++l) lanes[l] += u[c + l] * g[c + l];
+    sum += job.loops.dot(u + first * kSide, kSide, g + first * kSide, kSide, last - first, static_cast<int>(first / kLanes) + 1);
   }
-  return 2 * fold_lanes(lanes);
+  return 2 * sum;
 }
 
-FASTQAT_INLINE double block_sum(const Job& job, int64_t block, const Scratch& s) {
+double block_sum(const Job& job, int64_t block, const Scratch& s) {
   const int64_t columns = job.layer.columns(), outputs = job.layer.outputs, rows = side_of(job.grad_map.size(), block);
   float* const u_tile = s.tiles.data();
   float* const g_tile = u_tile + kSide * kSide;
@@ -51,20 +50,12 @@ FASTQAT_INLINE double block_sum(const Job& job, int64_t block, const Scratch& s)
   for (int64_t b = 0; b <= block; ++b) {
     gram_tile(job.kernel, columns, s.u.data() + block * kSide * columns, rows, s.u.data() + b * kSide * columns, b == block, u_tile);
     gram_tile(job.kernel, outputs, s.g.data() + block * kSide * outputs, rows, s.g.data() + b * kSide * outputs, b == block, g_tile);
-    sum += tile_sum(u_tile, g_tile, rows, b == block);
+    sum += tile_sum(job, u_tile, g_tile, rows, b == block);
   }
   return sum;
 }
 
-FASTQAT_INLINE double extras(const Job& job, const Segment& task, const Scratch& s) {
-  const double norm = job.bias ? bias_norm(s.g.data(), job.layer.outputs, job.grad_map.strips()) : 0;
-  if (job.first_entry.empty()) return norm;
-  return norm - cleared_norm(job, task.group, s.g.data(), [&](int64_t column) {
-    return StripRow{s.u.data() + column * kLanes, job.layer.columns() * kLanes};
-  });
-}
-
-FASTQAT_INLINE void gram_tasks(const Job& job, int64_t begin, int64_t end) {
+void run_gram(const Job& job, int64_t begin, int64_t end) {
   const Scratch scratch(job);
   for (int64_t i = begin; i < end; ++i) {
     const Segment task = segment_of(job, i);
@@ -72,11 +63,35 @@ FASTQAT_INLINE void gram_tasks(const Job& job, int64_t begin, int64_t end) {
       pack(job, task, block, scratch);
       if (block >= task.first) job.partial(task.unit)[block] = block_sum(job, block, scratch);
     }
-    if (task.last == job.blocks()) job.partial(task.unit)[job.blocks()] = extras(job, task, scratch);
+    if (task.last < job.blocks()) continue;
+    job.partial(task.unit)[job.blocks()] = extras(job, task.group, scratch.g.data(), [&](int64_t column, int) {
+      return StripRow{scratch.u.data() + column * kLanes, job.layer.columns() * kLanes};
+    });
   }
 }
 
-FASTQAT_LEVELS(gram_tasks)
+// sum over the channels of one unit of the squares at one position
+double squares(const Job& job, const LayerTensor& tensor, int64_t unit, int64_t channels, int64_t offset) {
+  const int64_t sample = unit / job.layer.groups, channel = unit % job.layer.groups * channels,
+                item_bytes = tensor.type == ScalarType::Float ? 4 : 2;
+  const char* const x = tensor.data + (sample * tensor.sample + channel * tensor.channel + offset) * item_bytes;
+  if (tensor.channel == 1) return job.loops.squares(x, tensor.type, channels);
+  double sum = 0;
+  for (int64_t c = 0; c < channels; ++c) sum += job.loops.squares(x + c * tensor.channel * item_bytes, tensor.type, 1);
+  return sum;
+}
+
+// One position: |g|^2 |u|^2, read from where they lie.
+void run_rows(const Job& job, int64_t begin, int64_t end) {
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const double g = squares(job, job.layer.grad, unit, job.layer.outputs, job.grad_map.offset[0]);
+    double u = 0;
+    for (const PositionMap& map : job.x_maps)
+      if (map.offset[0] != kPadding) u += squares(job, job.layer.x, unit, job.layer.channels, map.offset[0]);
+    job.partial(unit)[0] = g * u;
+    job.partial(unit)[1] = job.bias ? g : 0;
+  }
+}
 
 // Of every output position, the element that a tap sees there.
 PositionMap tap_map(const Layer& layer, const Triple& tap) {
@@ -96,24 +111,43 @@ PositionMap tap_map(const Layer& layer, const Triple& tap) {
 
 PositionMap output_map(const LayerTensor& grad) {
   std::vector<int64_t> offsets;
-  for_each_point(grad.size, [&](const Triple& at) {
-    offsets.push_back(at[0] * grad.stride[0] + at[1] * grad.stride[1] + at[2] * grad.stride[2]);
-  });
+  for_each_point(grad.size,
+                 [&](const Triple& at) { offsets.push_back(at[0] * grad.stride[0] + at[1] * grad.stride[1] + at[2] * grad.stride[2]); });
   return make_map(std::move(offsets), step_of(grad.size, grad.stride, {1, 1, 1}));
 }
 
-// mask [groups * O][taps * C], 0 or 1: what is cleared, by group and column.
+// Calls visit(i) for each zero of n zeros and ones. Most are ones, so many are looked at together.
+template <class Visit>
+void for_each_zero(const LaneLoops& loops, const float* mask, int64_t n, const Visit& visit) {
+  constexpr int64_t kLook = 4 * kLanes;
+  for (int64_t i = 0; i < n; i += kLook) {
+    const int64_t end = std::min(i + kLook, n);
+    if (loops.all_ones(mask + i, end - i)) continue;
+    for (int64_t l = i; l < end; ++l)
+      if (mask[l] == 0) visit(l);
+  }
+}
+
+// mask [O][taps * C] of one group, 0 or 1: what is cleared, by column.
 void list_entries(GramJob& job, const float* mask) {
   const int64_t outputs = job.layer.outputs, columns = job.layer.columns();
+  std::vector<Entry> found;
+  std::vector<size_t> place(static_cast<size_t>(columns) + 1);  // first counts, then where the next entry of a column goes
+  for (int64_t o = 0; o < outputs; ++o)
+    for_each_zero(job.loops, mask + o * columns, columns, [&](int64_t k) {
+      found.push_back({static_cast<int32_t>(o), static_cast<int32_t>(k)});
+      ++place[k + 1];
+    });
+  place[0] = job.entries.size();
+  for (int64_t k = 0; k < columns; ++k) place[k + 1] += place[k];
+  job.entries.resize(place[columns]);
+  for (const Entry entry : found) job.entries[place[entry.column]++] = entry;
+  job.first_entry.push_back(job.entries.size());
+}
+
+void list_groups(GramJob& job, const float* mask) {
   job.first_entry = {0};
-  for (int64_t group = 0; group < job.layer.groups; ++group, mask += outputs * columns) {
-    const auto begin = static_cast<std::ptrdiff_t>(job.entries.size());
-    for (int64_t o = 0; o < outputs; ++o)
-      for (int64_t k = 0; k < columns; ++k)
-        if (mask[o * columns + k] == 0.0f) job.entries.push_back({static_cast<int32_t>(o), static_cast<int32_t>(k)});
-    std::stable_sort(job.entries.begin() + begin, job.entries.end(), [](Entry a, Entry b) { return a.column < b.column; });
-    job.first_entry.push_back(job.entries.size());
-  }
+  for (int64_t group = 0; group < job.layer.groups; ++group) list_entries(job, mask + group * job.layer.outputs * job.layer.columns());
 }
 
 // Rows of tiles per segment, so that all have about the same number of tiles: one segment where the units keep all threads busy.
@@ -131,11 +165,16 @@ std::vector<int64_t> cut_blocks(int64_t blocks, int64_t units) {
   return cuts;
 }
 
+// Whether all there is to do is to square and add two rows per unit.
+bool is_rows(const GramJob& job) { return job.grad_map.size() == 1 && job.first_entry.empty(); }
+
 void run(const GramJob& job, int64_t begin, int64_t end) {
-  if (job.plan)
+  if (is_rows(job))
+    run_rows(job, begin, end);
+  else if (job.plan)
     run_shifted(job, begin, end);
   else
-    FASTQAT_AT_LEVEL(gram_tasks)(job, begin, end);
+    run_gram(job, begin, end);
 }
 
 // Rounding may bring a sum of cancelling terms below 0.
@@ -156,21 +195,23 @@ void grad_sq_norm_gram_cpu(Tensor x, Tensor grad_y, std::optional<Tensor> mask, 
   job.grad_map = output_map(job.layer.grad);
   job.kernel = tile_kernel();
   job.transpose = transpose_kernel();
+  job.loops = lane_loops();
   job.bias = bias;
-  if (mask) list_entries(job, data<const float>(*mask));
+  if (mask) list_groups(job, data<const float>(*mask));
   const int64_t units = job.layer.samples * job.layer.groups;
   job.cuts = cut_blocks(job.blocks(), units);
   std::vector<double> partials(static_cast<size_t>(units * (job.blocks() + 1)));
   job.partials = partials.data();
   ShiftPlan plan;
-  if (shifted) {
+  if (shifted && !is_rows(job)) {
     plan = make_shift_plan(job.layer, mask.has_value());
     job.plan = &plan;
   } else {
     for_each_point(job.layer.kernel, [&](const Triple& tap) { job.x_maps.push_back(tap_map(job.layer, tap)); });
   }
+  const int64_t grain = is_rows(job) ? ceil_div(kChunk, job.layer.columns() + job.layer.outputs) : 1;
   if (job.blocks() > 0)
-    torch::stable::parallel_for(0, units * job.segments(), 1, [&](int64_t begin, int64_t end) { run(job, begin, end); });
+    torch::stable::parallel_for(0, units * job.segments(), grain, [&](int64_t begin, int64_t end) { run(job, begin, end); });
   add_partials(job, data<float>(sq_norm));
 }
 

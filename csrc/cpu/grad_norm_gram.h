@@ -8,6 +8,7 @@
 
 #include "buffer.h"
 #include "grad_norm_positions.h"
+#include "lane_loops.h"
 
 namespace fastqat {
 
@@ -29,6 +30,7 @@ struct GramJob {
   std::vector<int64_t> cuts;        // [segments + 1], in rows of tiles
   TileKernel kernel;
   Transpose transpose;
+  LaneLoops loops;
   bool bias;
   double* partials;  // [units][blocks + 1]; the last is that of bias and mask
 
@@ -47,11 +49,11 @@ inline Segment segment_of(const GramJob& job, int64_t task) {
   return {unit, unit / job.layer.groups, unit % job.layer.groups, job.cuts[part], job.cuts[part + 1]};
 }
 
-FASTQAT_INLINE int64_t side_of(int64_t positions, int64_t block) { return std::min(positions - block * kSide, kSide); }
+inline int64_t side_of(int64_t positions, int64_t block) { return std::min(positions - block * kSide, kSide); }
 
 // c[rows][kSide]: the products of one block of positions with another, each packed in strips of [depth][kLanes]. On the diagonal, what
 // lies right of a row's own vector of kLanes is not set.
-FASTQAT_INLINE void gram_tile(TileKernel kernel, int64_t depth, const float* a, int64_t rows, const float* b, bool diagonal, float* c) {
+inline void gram_tile(TileKernel kernel, int64_t depth, const float* a, int64_t rows, const float* b, bool diagonal, float* c) {
   const int64_t strip = depth * kLanes;
   for (int64_t k = 0; k < depth; k += kDepth) {
     const int64_t count = std::min(depth - k, kDepth);
@@ -75,62 +77,62 @@ FASTQAT_INLINE void gram_tile(TileKernel kernel, int64_t depth, const float* a, 
   }
 }
 
-FASTQAT_INLINE double fold_lanes(const float (&lanes)[kLanes]) {
-  double sum = 0;
-  for (int l = 0; l < kLanes; ++l) sum += lanes[l];
-  return sum;
-}
-
-// One channel of packed strips.
+// The positions of one column of u, in strips.
 struct StripRow {
   const float* data;
-  int64_t stride;  // from a strip to the next
+  int64_t strip;  // floats from a strip to the next
 };
 
-FASTQAT_INLINE double dot(StripRow a, StripRow b, int64_t strips) {
-  float lanes[kLanes] = {};
-  for (int64_t s = 0; s < strips; ++s)
-    for (int l = 0; l < kLanes; ++l) lanes[l] += a.data[s * a.stride + l] * b.data[s * b.stride + l];
-  return fold_lanes(lanes);
-}
-
 // sum over o of (sum_t g_t)^2
-FASTQAT_INLINE double bias_norm(const float* grad, int64_t outputs, int64_t strips) {
+inline double bias_norm(const GramJob& job, const float* grad) {
   double norm = 0;
-  for (int64_t o = 0; o < outputs; ++o) {
-    float lanes[kLanes] = {};
-    for (int64_t s = 0; s < strips; ++s)
-      for (int l = 0; l < kLanes; ++l) lanes[l] += grad[(s * outputs + o) * kLanes + l];
-    const double sum = fold_lanes(lanes);
+  for (int64_t o = 0; o < job.layer.outputs; ++o) {
+    const double sum = job.loops.sum(grad + o * kLanes, job.layer.outputs * kLanes, job.grad_map.strips());
     norm += sum * sum;
   }
   return norm;
 }
 
-// sum of G^2 over the entries that the mask clears; column_row(column) gives the positions of one column of u.
+// sum of G^2 over the entries that the mask clears, kLanes at a time. column_row(column, place) gives the positions of one column of u;
+// what it gave for the last kLanes places must still be there.
 template <class ColumnRow>
-FASTQAT_INLINE double cleared_norm(const GramJob& job, int64_t group, const float* grad, const ColumnRow& column_row) {
+double cleared_norm(const GramJob& job, int64_t group, const float* grad, const ColumnRow& column_row) {
+  const Entry *entry = job.entries.data() + job.first_entry[group], *const end = job.entries.data() + job.first_entry[group + 1];
   double norm = 0;
-  int32_t column = -1;
-  StripRow u{};
-  for (size_t e = job.first_entry[group]; e < job.first_entry[group + 1]; ++e) {
-    const Entry entry = job.entries[e];
-    if (entry.column != column) u = column_row(column = entry.column);
-    const double value = dot({grad + entry.output * kLanes, job.layer.outputs * kLanes}, u, job.grad_map.strips());
-    norm += value * value;
+  while (entry < end) {
+    const float *g[kLanes], *u[kLanes];
+    const int count = static_cast<int>(std::min<int64_t>(end - entry, kLanes));
+    int64_t strip = 0;
+    for (int i = 0; i < count; ++i, ++entry) {
+      g[i] = grad + entry->output * kLanes;
+      if (i > 0 && entry->column == entry[-1].column) {
+        u[i] = u[i - 1];
+        continue;
+      }
+      const StripRow row = column_row(entry->column, i);
+      u[i] = row.data;
+      strip = row.strip;
+    }
+    norm += job.loops.squared_dots(g, job.layer.outputs * kLanes, u, strip, job.grad_map.strips(), count, job.transpose);
   }
   return norm;
 }
 
-// Packs the strips of one block of positions; `stride` floats from a strip to the next.
-FASTQAT_INLINE void pack_block(const GramJob& job, const Segment& task, const LayerTensor& tensor, int64_t channels, const PositionMap& map,
-                               int64_t block, int64_t stride, float* packed) {
-  const int64_t end = std::min((block + 1) * kTileVectors, map.strips());
-  for (int64_t s = block * kTileVectors; s < end; ++s)
-    pack_strip(tensor, task.sample, task.group, channels, map, s, job.transpose, packed + s * stride);
+// What is added to the sum over pairs: of the bias, and minus what the mask clears.
+template <class ColumnRow>
+double extras(const GramJob& job, int64_t group, const float* grad, const ColumnRow& column_row) {
+  const double norm = job.bias ? bias_norm(job, grad) : 0;
+  return job.first_entry.empty() ? norm : norm - cleared_norm(job, group, grad, column_row);
 }
 
-FASTQAT_INLINE void pack_grad(const GramJob& job, const Segment& task, int64_t block, float* packed) {
+// Packs the strips of one block of positions; `stride` floats from a strip to the next.
+inline void pack_block(const GramJob& job, const Segment& task, const LayerTensor& tensor, int64_t channels, const PositionMap& map,
+                       int64_t block, int64_t stride, float* packed) {
+  pack_strips({tensor, task.sample, task.group * channels, channels, &map, stride, job.transpose, packed}, block * kTileVectors,
+              std::min((block + 1) * kTileVectors, map.strips()));
+}
+
+inline void pack_grad(const GramJob& job, const Segment& task, int64_t block, float* packed) {
   pack_block(job, task, job.layer.grad, job.layer.outputs, job.grad_map, block, job.layer.outputs * kLanes, packed);
 }
 

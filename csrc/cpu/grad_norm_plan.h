@@ -18,6 +18,7 @@ constexpr int64_t kChunkPositions = 1024;    // output positions at a time, abou
 constexpr int64_t kWindowFloats = 96 << 10;  // scratch for x
 constexpr int64_t kTileFloats = 64 << 10;    // sums kept from chunk to chunk
 constexpr int64_t kRowFloats = 64 << 10;     // scratch for grad_y
+constexpr int64_t kPackedOutputs = 256;      // packed at a time, so that rows of memory are read in long pieces
 constexpr int64_t kFactorFloats = 64 << 10;  // mask or slope of one task: stays in the cache from sample to sample
 constexpr int64_t kTaskOutputs = 2048;
 constexpr double kTaskOperations = 3e7;  // enough for the start of a task not to count
@@ -97,13 +98,14 @@ inline Plan make_plan(const Layer& layer, bool factors) {
   plan.factors = factors;
   plan.lanes = std::min(layer.channels, int64_t{kLanes});
   plan.blocks = ceil_div(layer.channels, kLanes);
-  plan.chunks = make_chunks(layer, kChunkPositions, kWindowFloats / plan.lanes);
-  list_vectors(plan);
+  plan.packed = layer.grad.type != ScalarType::Float || layer.grad.channel == 1;
   plan.task_outputs = std::min(layer.outputs, ceil_div(evenly(layer.outputs, kTaskOutputs), kTileRows) * kTileRows);
   plan.output_tasks = ceil_div(layer.outputs, plan.task_outputs);
+  const int64_t positions = plan.packed ? kRowFloats / std::min(plan.task_outputs, kPackedOutputs) : kChunkPositions;
+  plan.chunks = make_chunks(layer, std::min(positions, kChunkPositions), kWindowFloats / plan.lanes);
   const int64_t pass = std::max(kRowFloats / product(plan.chunks.size) / kTileRows, int64_t{1}) * kTileRows;
-  plan.packed = layer.grad.type != ScalarType::Float || layer.grad.channel == 1;
   plan.pass_outputs = plan.packed ? std::min(plan.task_outputs, pass) : plan.task_outputs;
+  list_vectors(plan);
   cut_columns(plan);
   return plan;
 }

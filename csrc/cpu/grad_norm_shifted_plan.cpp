@@ -40,7 +40,7 @@ Phase make_phase(const Layer& layer, const Grid& grid, const Triple& remainder, 
   });
   Phase phase{};
   phase.pixels = make_map(std::move(offsets), step_of(grid.size, layer.x.stride, layer.step));
-  phase.cells = make_map(std::move(cells), 1);
+  phase.cells = make_map(std::move(cells), 1, kSide);
   return phase;
 }
 
@@ -121,7 +121,7 @@ ShiftPlan make_shift_plan(const Layer& layer, bool masked) {
   const Grid grid = make_grid(layer);
   std::vector<int64_t> cells;
   for_each_point(layer.grad.size, [&](const Triple& at) { cells.push_back(grid.cell(at)); });
-  plan.cells = make_map(std::move(cells), 1);
+  plan.cells = make_map(std::move(cells), 1, kSide);
   plan.row = ceil_div(kSlack + product(grid.size), kLanes) * kLanes;
   const Pixels pixels = plan_taps(plan, layer, grid);
   plan_rows(plan, pixels);

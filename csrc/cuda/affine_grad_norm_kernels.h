@@ -58,6 +58,7 @@ __device__ __forceinline__ float deviation(float x, float mean, float limit) {
 struct CellCut {
   int64_t cells, first, rows, step;  // first: elements between the beginnings of neighbouring cells
   Divider per_sample, length;
+  double share;  // of an element in the mean
   int lanes;
   bool vectors;
 };
@@ -110,12 +111,11 @@ __global__ void __launch_bounds__(kThreads)
   int64_t own = cell;
   const int64_t sample = cut.per_sample.split(own);
   const T* const x = static_cast<const T*>(job.x) + sample * job.x_sample + own * cut.first;
-  const double count = static_cast<double>(cut.rows * cut.length.d);
   const bool inside = cell < cut.cells, centred = job.kind != Kind::rms;
-  const float mean = centred ? static_cast<float>(moments_of(x, cut, lane, inside, 0.0f).sum / count) : 0.0f;
+  const float mean = centred ? static_cast<float>(moments_of(x, cut, lane, inside, 0.0f).sum * cut.share) : 0.0f;
   const Moments moments = moments_of(x, cut, lane, inside, mean);
-  const double rest = centred ? moments.sum / count : 0.0;
-  const double scale = inverse_deviation(moments.square / count - rest * rest, job.eps);
+  const double rest = centred ? moments.sum * cut.share : 0.0;
+  const double scale = inverse_deviation(moments.square * cut.share - rest * rest, job.eps);
   if (lane == 0 && inside) job.standards[cell] = {mean, static_cast<float>(scale), static_cast<float>(-rest * scale)};
 }
 

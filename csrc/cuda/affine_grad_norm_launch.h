@@ -23,10 +23,8 @@ struct Shape {
 };
 
 inline bool on_boundaries(const void* data, int64_t sample, int64_t step, int64_t length, int vector) {
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && sample % vector == 0 && step % vector == 0 && length % vector == 0;
+  return on_boundary(data) && sample % vector == 0 && step % vector == 0 && length % vector == 0;
 }
-
-inline int vector_of(Storage storage) { return storage == Storage::float32 ? kVector<float> : kVector<__half>; }
 
 inline int lanes_of(int64_t elements) { return elements < kLong ? 32 : kThreads; }
 
@@ -51,14 +49,13 @@ inline CellCut cut_cells(const Job& job, const Shape& s, Storage storage) {
   }
   const bool vectors =
       on_boundaries(job.x, job.x_sample, rows > 1 ? job.x_step : 0, length, vector_of(storage)) && first % vector_of(storage) == 0;
-  return {s.cells(),
-          first,
-          rows,
-          job.x_step,
-          Divider(std::max<int64_t>(1, s.cells() / std::max<int64_t>(1, s.samples))),
-          Divider(std::max<int64_t>(1, length)),
-          lanes_of(rows * length),
-          vectors};
+  CellCut cut{s.cells(), first, rows, job.x_step};
+  cut.per_sample = Divider(s.by_position() ? s.positions : s.groups);
+  cut.length = Divider(length);
+  cut.share = 1.0 / static_cast<double>(rows * length);
+  cut.lanes = lanes_of(rows * length);
+  cut.vectors = vectors;
+  return cut;
 }
 
 inline int64_t channel_blocks(const Job& job, const Shape& s, Storage storage) {

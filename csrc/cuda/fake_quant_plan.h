@@ -15,7 +15,7 @@ struct Plan {
   int64_t repeats, run;  // partials lie as [blocks][repeats][channels][run]
 
   int64_t partials() const { return view.scales() * repeats * run; }
-  int64_t vector() const { return storage == Storage::float32 ? kVector<float> : kVector<__half>; }
+  int64_t vector() const { return vector_of(storage); }
   int64_t blocks() const { return by_columns ? columns.pieces : divide_up(rows.pieces * rows.lanes, kThreads); }
 };
 
@@ -52,7 +52,6 @@ inline bool needs_finish(const Job& job, const Plan& plan) {
 
 // `job` with how its data are accessed: 128 bits at a time where all data begin on such a boundary, and so do the blocks of columns.
 inline Job with_access(Job job, const Plan& plan) {
-  const auto on_boundary = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
   const bool blocks_on_boundary = !plan.by_columns || plan.view.blocks == 1 || plan.columns.size % plan.vector() == 0;
   job.aligned = blocks_on_boundary && on_boundary(job.x) && on_boundary(job.grad_y) && on_boundary(job.out);
   job.whole = plan.repeats * plan.run == 1;

@@ -31,7 +31,6 @@ inline void run_direct(const Plan& plan, const Weights& weights, bool bias, floa
                        cudaStream_t stream) {
   const Room room = direct_room(plan, inner != nullptr);
   if (!plan.empty()) {
-    const auto on_boundary = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
     const bool fours = plan.x.columns % 4 == 0 && on_boundary(weights.mask) && on_boundary(weights.slope);
     const DirectJob job{plan.grad_y,   plan.x,   plan.positions,          plan.groups, weights.mask,
                         weights.slope, partials, partials + room.sq_norm, bias,        fours};

@@ -24,13 +24,13 @@ struct Geometry {
 
 constexpr Geometry kPlain{1, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}, {1, 1, 1}};  // how grad_y is read
 
-inline int small(int64_t number) {
+inline int as_int(int64_t number) {
   if (number >= 0 && number < INT_MAX / 4) return static_cast<int>(number);
   throw std::runtime_error("grad_sq_norm: sizes, strides, padding and dilation of a convolution must be below 2^29");
 }
 
 inline bool on_boundaries(const Array& a, int vector, std::initializer_list<int> dims) {
-  bool all = reinterpret_cast<uintptr_t>(a.data) % 16 == 0;
+  bool all = on_boundary(a.data);
   for (const int dim : dims) all = all && (a.size[dim] < 2 || a.stride[dim] % vector == 0);
   return all;
 }
@@ -60,11 +60,11 @@ inline Operand operand_of(const Array& a, const Geometry& g, int vector) {
   Operand o{a.data, a.stride[0], a.stride[1], {}, {}, {}, {}, {}, channels * g.kernel[0] * g.kernel[1] * g.kernel[2], {}, {}, {}, {}};
   for (int i = 0; i < 3; ++i) {
     o.spatial[i] = a.stride[i + 2];
-    o.size[i] = small(a.size[i + 2]);
-    o.step[i] = small(g.stride[i]);
-    o.padding[i] = small(g.padding[i]);
-    o.dilation[i] = small(g.dilation[i]);
-    small((g.kernel[i] - 1) * g.dilation[i]);
+    o.size[i] = as_int(a.size[i + 2]);
+    o.step[i] = as_int(g.stride[i]);
+    o.padding[i] = as_int(g.padding[i]);
+    o.dilation[i] = as_int(g.dilation[i]);
+    as_int((g.kernel[i] - 1) * g.dilation[i]);
   }
   o.channels = Divider(std::max<int64_t>(1, channels));
   o.kernel_height = Divider(g.kernel[1]);
@@ -83,7 +83,7 @@ struct Plan {
 };
 
 inline Plan make_plan(const Array& x, const Array& grad_y, const Geometry& geometry, Storage storage) {
-  const int vector = storage == Storage::float32 ? kVector<float> : kVector<__half>;
+  const int vector = vector_of(storage);
   Geometry plain = kPlain;
   plain.groups = geometry.groups;
   const int64_t* const size = grad_y.size;

@@ -9,6 +9,10 @@ namespace fastqat {
 
 enum class Storage { float32, bfloat16, float16 };
 
+// Elements of one 128-bit access, and whether data begin where one may.
+inline int vector_of(Storage storage) { return storage == Storage::float32 ? kVector<float> : kVector<__half>; }
+inline bool on_boundary(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
 // Type<T> stands for T in the argument of a generic function.
 template <class T>
 struct Type {

@@ -10,7 +10,8 @@ from torch import Tensor
 from ..ops.quant_layer.norms import SampleGradients, SampleNorms, Wanted
 from ..ops.quant_layer.op import Needs
 from ..quantizers import Quantizer
-from ..quantizers.sample_gradients import ArgumentChain, added, transform_gradients, weight_gradients
+from ..quantizers.sample_gradients import ArgumentChain, added, transform_gradients
+from ..quantizers.weight_gradients import weight_gradients
 
 if TYPE_CHECKING:
     from .layer import QuantLayer
@@ -76,7 +77,7 @@ def wanted(layer: QuantLayer, norms: SampleNorms, x: Tensor, reads: tuple[Tensor
     def deliver(found: SampleGradients) -> None:
         sq_norm, of_weight, of_activation = found.sq_norm, NOTHING, NOTHING
         if weight.transformed is not None:
-            more, of_weight = weight_gradients(*weight.transformed, found.weight_gradients(), "weight" in names)
+            more, of_weight = weight_gradients(*weight.transformed, *found.weight_product(), "weight" in names)
             sq_norm = sq_norm if more is None else sq_norm + more
         if activation.transformed is not None:
             of_activation = transform_gradients(*activation.transformed, found.grad_x, pad)

@@ -38,8 +38,9 @@ def per_sample_grad_norms(
 
     Args:
         model: float, quantized, or in part; layers with a rule (linear, convolutions, normalization, embedding, ...), fastqat's quantized
-            layers, `torch.nn.MultiheadAttention`, and modules of your own as far as their parameters are summed with or multiplied
-            into the batch (class tokens, position embeddings, layer scales).
+            layers, `torch.nn.MultiheadAttention`, and modules of your own as far as their parameters go into sums and products with the
+            batch (class tokens, position embeddings, layer scales) or into the functions of layers with a rule (`F.linear`, `F.conv2d`,
+            `F.layer_norm`, ...), tied weights included.
         loss_reduction: how the loss that is differentiated was reduced over the N samples.
         per_layer: keep the norms of the layers too.
         scale_grads: keep the gradients of all parameters of quantizers, ``[N, S]``; through a quantized weight the norm is that of the

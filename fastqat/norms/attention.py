@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._errors import InputError
 from .calls import Call
-from .collector import Place
 from .rules import find_rule
 from .targets import Target, is_attention
 
@@ -83,8 +82,8 @@ def _batch_first(measured: Pass, target: Target, *tensors: Tensor) -> tuple[Tens
         measured.check_batch(tensor, target, "input", dim)
         if dim and tensor.shape[0] == measured.samples != 1:
             raise InputError(
-                f"{target.label} has batch_first=False and was given as many positions as samples, {measured.samples}: the layers around it "
-                "cannot be checked. Build it with batch_first=True, or pass another number of samples"
+                f"{target.label} has batch_first=False and was given as many positions as samples, {measured.samples}: the layers "
+                "around it cannot be checked. Build it with batch_first=True, or pass another number of samples"
             )
     turned = {id(x): x.transpose(0, dim) for x in tensors}
     return tuple(turned[id(x)] for x in tensors)
@@ -94,7 +93,9 @@ def _mask(q: Tensor, k: Tensor, attn_mask: Tensor | None, padding: Tensor | None
     """Both masks as one that is added to the scores ``[N, heads, L, S]``; nothing is masked of keys that the layer itself adds."""
     masks = []
     if attn_mask is not None:
-        masks.append(attn_mask if attn_mask.dim() == 2 else attn_mask.view(-1, 1 if attn_mask.shape[0] == 1 else q.shape[1], *attn_mask.shape[1:]))
+        masks.append(
+            attn_mask if attn_mask.dim() == 2 else attn_mask.view(-1, 1 if attn_mask.shape[0] == 1 else q.shape[1], *attn_mask.shape[1:])
+        )
     if padding is not None:
         masks.append(padding[:, None, None, :])
     total = None
@@ -122,9 +123,7 @@ class _Projections:
             packed = layer.in_proj_weight is not None
             q, k, v = (
                 self._linear(x, "in_proj_weight" if packed else f"{letter}_proj_weight", "in_proj_bias", rows if packed else None, rows)
-                for x, letter, rows in zip(
-                    (query, key, value), "qkv", (slice(i * width, (i + 1) * width) for i in range(3)), strict=True
-                )
+                for x, letter, rows in zip((query, key, value), "qkv", (slice(i * width, (i + 1) * width) for i in range(3)), strict=True)
             )
         if layer.bias_k is not None:
             k, v = (torch.cat([x, self._token(name)], 1) for x, name in ((k, "bias_k"), (v, "bias_v")))
@@ -134,26 +133,25 @@ class _Projections:
         """The projection of the heads' results ``[N, L, E]``."""
         return self._linear(x, "out_proj.weight", "out_proj.bias")
 
-    def _linear(
-        self, x: Tensor, weight: str, bias: str, weight_rows: slice | None = None, bias_rows: slice | None = None
-    ) -> Tensor:
+    def _linear(self, x: Tensor, weight: str, bias: str, weight_rows: slice | None = None, bias_rows: slice | None = None) -> Tensor:
         """x through the rows of the parameters that are named."""
-        values, places = [], {}
+        values: list[Tensor] = []
+        parameters: dict[str, Tensor] = {}
         for own, name, rows in (("weight", weight, weight_rows), ("bias", bias, bias_rows)):
             parent, _, attribute = name.rpartition(".")
             value = getattr(self._layer.get_submodule(parent), attribute)
             values.append(value if rows is None or value is None else value[rows])
             if name in self._target.names:
-                places[own] = (name, rows)
+                parameters[own] = self._target.parameters[name]
         y = F.linear(x, *values)
-        return self._pass.taps.watch(y, (x,), partial(self._measure, places), self._target.label) if places else y
+        measure = partial(self._measure, parameters, {"weight": weight_rows, "bias": bias_rows})
+        return self._pass.taps.watch(y, (x,), measure, self._target.label) if parameters else y
 
-    def _measure(self, places: dict[str, Place], inputs: tuple[Tensor, ...], grad_y: Tensor) -> None:
-        rule = find_rule(self._layer.out_proj)
+    def _measure(self, parameters: dict[str, Tensor], rows: dict[str, slice | None], inputs: tuple[Tensor, ...], grad_y: Tensor) -> None:
+        layer, rule = self._layer.out_proj, find_rule(self._layer.out_proj)
         assert rule is not None
         self._pass.arrived(grad_y)
-        x, repeated = inputs[0].to(grad_y.dtype), self._pass.repeated(self._target)
-        self._pass.collector.add_layer(self._target, rule, x, grad_y, places, repeated, self._layer.out_proj)
+        self._pass.collector.add_layer(self._target.name, rule, layer, inputs[0].to(grad_y.dtype), grad_y, parameters, rows)
 
     def _token(self, name: str) -> Tensor:
         """The key or value ``[N, 1, E]`` that every sample gets."""

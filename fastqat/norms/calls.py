@@ -18,32 +18,45 @@ def in_backward() -> bool:
 
 
 class Call:
-    """A call of a target's module: what it was given, and what torch.func is left with."""
+    """A call of a target's module, and what it was given."""
 
-    __slots__ = ("_spec", "func_names", "leaves", "target", "versions")
+    __slots__ = ("_spec", "leaves", "target", "versions")
 
     def __init__(self, target: Target, args: Any, kwargs: Any):
         self.target = target
-        self.func_names: set[str] = set()
         again = target.how in ("direct", "func")  # torch.func may have to run it again
-        self.leaves, self._spec = _pytree.tree_flatten((args, kwargs)) if again else ([*args, *kwargs.values()], None)
-        self.versions = [x._version for x in self.tensors] if again else []
+        self.leaves: list[Any] = [*args, *kwargs.values()]
+        self._spec: _pytree.TreeSpec | None = None
+        if again:
+            self.leaves, self._spec = _pytree.tree_flatten((args, kwargs))
+        self.versions = self.versions_now() if again else []
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors among its arguments."""
         return tuple(x for x in self.leaves if isinstance(x, Tensor))
 
+    def versions_now(self) -> list[int]:
+        """How often each tensor was changed in place; inference tensors do not tell, nor can they be differentiated."""
+        return [0 if x.is_inference() else x._version for x in self.tensors]
+
+    def without_tensors(self) -> Call:
+        """Itself, holding only the places of its tensors."""
+        self.leaves = [Tensor if isinstance(x, Tensor) else x for x in self.leaves]
+        return self
+
     def arguments(self, tensors: tuple[Tensor, ...]) -> tuple[Any, Any]:
-        """``(args, kwargs)`` of a direct or func target with `tensors` in the places of its own."""
+        """``(args, kwargs)`` of a direct or func target with `tensors` in the places that `without_tensors` left."""
         values = iter(tensors)
-        return _pytree.tree_unflatten([next(values) if isinstance(x, Tensor) else x for x in self.leaves], self._spec)
+        assert self._spec is not None
+        return _pytree.tree_unflatten([next(values) if x is Tensor else x for x in self.leaves], self._spec)
 
     def single(self, y: Any) -> tuple[Tensor, Tensor]:
         """The one tensor that a layer with a rule read, and the one that it made."""
         if len(self.tensors) != 1 or not isinstance(y, Tensor):
             made = type(y).__name__
             raise InputError(
-                f"{self.target.label} was given {len(self.tensors)} tensors and made a {made}; a rule takes one tensor and makes one: {NO_RULE}"
+                f"{self.target.label} was given {len(self.tensors)} tensors and made a {made}; its rule takes one tensor and makes one: "
+                f"{NO_RULE}"
             )
         return self.tensors[0], y

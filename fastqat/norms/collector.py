@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .rules import Names, Rule
 from .rules.registry import sq_norm_of
-from .targets import Target, Targets
-
-Place = tuple[str, slice | None]
-"""A parameter of a target, and the rows of it that are meant."""
+from .targets import Targets
 
 
 class Collector:
@@ -18,6 +18,9 @@ class Collector:
 
     The norm of a sum is not the sum of norms: gradients of a parameter that is used more than once are added up first, ``[N, *shape]``,
     and so are those of the columns of `scale_grads`.
+
+    Attributes:
+        several: ids of parameters that are used more than once.
     """
 
     def __init__(self, targets: Targets, scale_grads: bool):
@@ -25,24 +28,31 @@ class Collector:
         self._layers = [target.name for target in targets.targets]
         self._columns = targets.scales if scale_grads else {}
         self._wanted = {id(p) for p in self._columns.values()}
+        self.several: set[int] = set()
         self._sq_norms: dict[str, Tensor] = {}
         self._sums: dict[int, Tensor] = {}
 
     def is_kept(self, parameter: Tensor) -> bool:
-        """Whether the gradients themselves are needed: several modules own it, or it has columns in `scale_grads`."""
-        return len(self._owners[id(parameter)]) > 1 or id(parameter) in self._wanted
+        """Whether its gradients themselves are needed, not only their norm."""
+        key = id(parameter)
+        return key in self.several or key in self._wanted or len(self._owners[key]) > 1
 
     def add_layer(
-        self, target: Target, rule: Rule, x: Tensor, grad_y: Tensor, places: dict[str, Place], repeated: bool, layer: nn.Module | None = None
+        self,
+        name: str,
+        rule: Rule,
+        layer: Any,
+        x: Tensor,
+        grad_y: Tensor,
+        parameters: Mapping[str, Tensor],
+        rows: Mapping[str, slice | None] | None = None,
     ) -> None:
-        """Take one call of `rule`, whose names for the parameters `places` maps to the target's; `repeated`: the layer is called again."""
-        parameters = {own: target.module.get_parameter(place) for own, (place, _) in places.items()}
-        layer = target.module if layer is None else layer
-        kept = Names(own for own, p in parameters.items() if repeated or self.is_kept(p))
-        if len(kept) < len(places):
-            self.add_sq_norm(target.name, rule.sq_norm(layer, x, grad_y, Names(places) - kept))
+        """Take one use of the `parameters`, by the names of the rule; `rows`: the part of each that is meant, where it is not the whole."""
+        kept = Names(own for own, parameter in parameters.items() if self.is_kept(parameter))
+        if len(kept) < len(parameters):
+            self.add_sq_norm(name, rule.sq_norm(layer, x, grad_y, Names(parameters) - kept))
         for own, grads in (rule.grads(layer, x, grad_y, kept) if kept else {}).items():
-            self.add_grads(parameters[own], grads, places[own][1])
+            self.add_grads(parameters[own], grads, None if rows is None else rows[own])
 
     def add_sq_norm(self, layer: str, sq_norm: Tensor) -> None:
         """Add ``[N]`` to a layer's."""
@@ -75,5 +85,5 @@ class Collector:
         for parameter, grads in self._sums.items():
             self.add_sq_norm(self._owners[parameter][0], sq_norm_of(grads))
         found = {name: sq_norm.to(device) for name, sq_norm in self._sq_norms.items()}
-        zeros = next(iter(found.values())).new_zeros(samples)
+        zeros = torch.zeros(samples, device=device)
         return {name: found.get(name, zeros) for name in self._layers}

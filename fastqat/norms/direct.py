@@ -3,21 +3,27 @@
 A `TorchFunctionMode` sees every function of torch that a parameter is given to. In place of the parameter the function gets rows
 ``[N, *shape]``, the same values for each sample without a copy, whose gradient arrives per sample. It follows what touches the parameter
 only, and products and sums with tensors that have the samples in dimension 0; everything else is refused, or left to torch.func. It also
-notices a layer's parameter that is read outside of its layer, as a tied output layer does: its gradient would be missed.
+notices a layer's parameter that is read outside of its layer, as a tied output layer does: its gradient would be missed. Functions that
+are the forward of a layer with a rule, as `F.linear`, are measured by the rule.
 """
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from functools import partial
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
+from torch.utils.checkpoint import CheckpointFunction
 
 from .._errors import InputError
 from .calls import Call, in_backward
+from .functional import Applied, recognise
 from .spread import Spread, follow, is_passive, spreads_in
 from .targets import NO_RULE, Target
 
@@ -33,42 +39,95 @@ class Reads(TorchFunctionMode):
         self._pass = measured
         self._owners: dict[int, list[Target]] = {}
         for target in measured.found.targets:
-            for name in target.names:
-                self._owners.setdefault(id(target.module.get_parameter(name)), []).append(target)
+            for parameter in target.parameters.values():
+                self._owners.setdefault(id(parameter), []).append(target)
         self._spreads: dict[int, Spread] = {}
         self._seen: set[int] = set()
         self._by_func: set[int] = set()
+        self._uses: Counter[int] = Counter()
+        self._hidden: Counter[int] = Counter()  # reads inside of a reentrant checkpoint, less those in the backward pass
         self._homes: dict[int, set[Call | None]] = {}  # calls of the owner that a parameter was followed in
         self._busy = False  # the mode may be on twice, see `Pass._watch`
         self._buffers = {id(buffer) for buffer in measured.model.buffers()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.is_grad_enabled() and not self._busy and not self._pass.muted and self._tracks((*args, *kwargs.values())):
-            self._busy = True
-            try:
-                return self._read(func, args, kwargs)
-            finally:
-                self._busy = False
-        return func(*args, **kwargs)
+        if self._busy or self._pass.muted or not self._tracks(args, kwargs) or is_passive(func):
+            return func(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            self._note_hidden(args, kwargs)
+            return func(*args, **kwargs)
+        self._busy = True
+        try:
+            return self._read(func, args, kwargs)
+        finally:
+            self._busy = False
 
-    def _tracks(self, value: Any) -> bool:
-        if isinstance(value, list | tuple):
-            return any(self._tracks(part) for part in value)
-        return type(value) is Spread or (isinstance(value, nn.Parameter) and id(value) in self._owners)
+    def _tracks(self, args: Any, kwargs: Any) -> bool:
+        """Whether a parameter is among the arguments that the innermost running layer does not own; asked for every function."""
+        calls = self._pass.open_calls
+        own = calls[-1].target.keys if calls else ()
+        for value in (*args, *kwargs.values()) if kwargs else args:
+            key, kind = id(value), type(value)
+            if (key in self._owners and key not in own) or kind is Spread:
+                return True
+            if (kind is tuple or kind is list) and self._tracks(value, None):
+                return True
+        return False
 
     def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if is_passive(func):
-            return func(*args, **kwargs)
         calls = {key: self._call_of(key) for key in self._parameters_in((args, kwargs))}
         if calls and all(call is not None and call.target.how != "direct" for call in calls.values()):
             return func(*args, **kwargs)  # by the layer itself
-        for key, call in calls.items():
+        if self._pass.samples is None:
+            raise InputError(f"a parameter is given to {_name(func)} before the model has seen its input, so the batch is not known")
+        for key in calls:
             self._seen.add(key)
+            if in_backward():
+                self._hidden[key] -= 1
+        applied = recognise(func, args, kwargs, self._pass.samples)
+        if applied is not None and self._measurable(applied, calls):
+            return self._apply(func, args, kwargs, applied)
+        for key, call in calls.items():
             if call is None and all(owner.how != "direct" for owner in self._owners[key]):
                 self._refuse_outside(func, key)
+        return self._follow(func, args, kwargs)
+
+    def _measurable(self, applied: Applied, calls: dict[int, Call | None]) -> bool:
+        """Whether its parameters are read as they are, and none is a quantized layer's, which measures itself."""
+        own = {id(parameter) for parameter in applied.parameters.values() if id(parameter) in self._owners}
+        quantized = any(owner.how == "quantized" for key in own for owner in self._owners[key])
+        return own == set(calls) and own.isdisjoint(self._by_func) and not quantized and not spreads_in(list(applied.parameters.values()))
+
+    def _apply(self, func: Any, args: Any, kwargs: Any, applied: Applied) -> Tensor:
+        """Run a function that is a layer with a rule, and watch what it makes."""
+        parameters = {name: p for name, p in applied.parameters.items() if id(p) in self._owners}
+        for parameter in parameters.values():
+            self._count(id(parameter))
+            self._homes.setdefault(id(parameter), set()).add(self._call_of(id(parameter)))
+        owner = self._owners[id(next(iter(parameters.values())))][0]
+        receive = partial(self._deliver_layer, applied._replace(x=None), parameters, owner.name)
+        assert applied.x is not None
+        return self._pass.taps.watch(func(*args, **kwargs), (applied.x,), receive, f"{_name(func)} in {owner.label}")
+
+    def _deliver_layer(
+        self, applied: Applied, parameters: dict[str, Tensor], owner: str, inputs: tuple[Tensor, ...], grad_y: Tensor
+    ) -> None:
+        self._pass.arrived(grad_y)
+        counted = {name: parameter for name, parameter in parameters.items() if id(parameter) not in self._by_func}
+        if counted:
+            self._pass.collector.add_layer(owner, applied.rule, applied.layer, inputs[0].to(grad_y.dtype), grad_y, counted)
+
+    def _count(self, key: int) -> None:
+        """Note a use of a parameter; gradients of several uses are added up."""
+        self._uses[key] += 1
+        if self._uses[key] > 1 or in_backward() or any(owner.how != "direct" for owner in self._owners[key]):
+            self._pass.collector.several.add(key)
+
+    def _follow(self, func: Any, args: Any, kwargs: Any) -> Any:
         spread_args, spread_kwargs = _pytree.tree_map_only(nn.Parameter, self._spread, (args, kwargs))
-        result = follow(func, spread_args, spread_kwargs, self._samples(func), self._buffers)
+        assert self._pass.samples is not None
+        result = follow(func, spread_args, spread_kwargs, self._pass.samples, self._buffers)
         origins = {key for spread in spreads_in((spread_args, spread_kwargs)) for key in spread.origins}
         left = result is NotImplemented or not origins.isdisjoint(self._by_func)
         for key in origins:
@@ -77,23 +136,43 @@ class Reads(TorchFunctionMode):
                 self._leave_to_func(func, key, call)
             else:
                 self._homes.setdefault(key, set()).add(call)
-        if left:
-            args, kwargs = _pytree.tree_map_only(Spread, lambda spread: spread.plain, (args, kwargs))
-            return func(*args, **kwargs)
-        return result
+        if not left:
+            return result
+        args, kwargs = _pytree.tree_map_only(Spread, lambda spread: spread.plain, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def _note_hidden(self, args: Any, kwargs: Any) -> None:
+        """A parameter is read without gradients: by a reentrant checkpoint it will be read again in the backward pass."""
+        if in_backward():
+            return
+        keys = self._parameters_in((args, kwargs))
+        self._pass.collector.several.update(keys)
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and frame.f_code is not CheckpointFunction.forward.__code__:
+            frame = frame.f_back
+        if frame is not None:
+            self._hidden.update(keys)
 
     def left_to_func(self, call: Call) -> set[str]:
         """The parameters of a direct target's call that torch.func has to measure."""
-        keys = {name: id(call.target.module.get_parameter(name)) for name in call.target.names}
+        keys = {name: id(parameter) for name, parameter in call.target.parameters.items()}
         if self._pass.func:  # handed to what torch does not show, as an autograd Function is, or not used at all
             self._by_func.update(key for key in keys.values() if key not in self._seen)
         return {name for name, key in keys.items() if key in self._by_func}
 
     def check_seen(self) -> None:
-        """Refuse parameters that were not seen although their module ran."""
+        """Refuse parameters that were not seen although their module ran, or not seen again in a reentrant checkpoint."""
+        for key in self._hidden.keys() - self._by_func:
+            if self._hidden[key] > 0:
+                raise InputError(
+                    f"a parameter of {self._owners[key][0].label} is read inside of a reentrant checkpoint, which hides it; pass "
+                    "use_reentrant=False to torch.utils.checkpoint"
+                )
         for target in self._pass.found.targets:
-            names = [n for n in sorted(target.names) if id(target.module.get_parameter(n)) not in self._seen | self._by_func]
-            if target.how == "direct" and names and self._pass.calls[target.module]:
+            if target.how != "direct" or not self._pass.calls[target.module]:
+                continue
+            names = [name for name, parameter in target.parameters.items() if id(parameter) not in self._seen | self._by_func]
+            if names:
                 raise InputError(
                     f"{', '.join(names)} of {target.label} was not seen where it is used: it is unused, or given to an autograd Function. "
                     f"{NO_RULE[0].upper()}{NO_RULE[1:]}"
@@ -104,14 +183,8 @@ class Reads(TorchFunctionMode):
         self._spreads.clear()
         self._homes.clear()
 
-    def _samples(self, func: Any) -> int:
-        if self._pass.samples is None:
-            raise InputError(f"a parameter is given to {_name(func)} before the model has seen its input, so the batch is not known")
-        return self._pass.samples
-
     def _parameters_in(self, tree: Any) -> list[int]:
-        leaves = _pytree.tree_leaves(tree)
-        return [id(x) for x in leaves if isinstance(x, nn.Parameter) and id(x) in self._owners]
+        return [id(x) for x in _pytree.tree_leaves(tree) if id(x) in self._owners]
 
     def _call_of(self, key: int) -> Call | None:
         """The innermost running call of a module that owns the parameter."""
@@ -124,6 +197,8 @@ class Reads(TorchFunctionMode):
             return parameter
         if key in self._spreads and not in_backward():
             return self._spreads[key]
+        assert self._pass.samples is not None
+        self._count(key)
         rows = parameter.expand(self._pass.samples, *parameter.shape)
         rows = self._pass.taps.watch(rows, (), partial(self._deliver, parameter), self._owners[key][0].label)
         spread = Spread.of(parameter, rows, frozenset((key,)))
@@ -141,13 +216,13 @@ class Reads(TorchFunctionMode):
         target = self._owners[key][0]
         if not self._pass.func:
             raise InputError(
-                f"{target.label} gives a parameter of its own to {_name(func)}, which its per-sample gradient is not known through; followed "
-                f"are sums and products with tensors of the batch, and what is made of the parameter alone: {NO_RULE}"
+                f"{target.label} gives a parameter of its own to {_name(func)}, through which it cannot be followed; accepted: sums and "
+                f"products with tensors of the batch, and what is made of the parameter alone. For the rest {NO_RULE}"
             )
         if call is None or not self._homes.get(key, set()) <= {call}:
             raise InputError(
-                f"a parameter of {target.label} is given to {_name(func)}, and is used outside of this call of its module too, so torch.func "
-                "cannot run the module for it; register a rule for the parts (fastqat.norms.register_rule)"
+                f"a parameter of {target.label} is given to {_name(func)}, and is used outside of this call of its module too, so "
+                "torch.func cannot run the module for it; register a rule for the parts (fastqat.norms.register_rule)"
             )
         self._by_func.add(key)
 

@@ -18,8 +18,8 @@ from . import attention, direct, fallback, layers
 from .calls import Call, in_backward
 from .collector import Collector
 from .result import GradNorms
-from .targets import Target, find_targets
 from .taps import Taps
+from .targets import Target, find_targets
 
 _measured: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # modules that a block is open for
 _AFTER = {
@@ -97,12 +97,12 @@ class Pass:
             )
         self.reads.check_seen()
         factor = self.samples if self.mean else 1
-        squares = {name: sq_norm * factor**2 for name, sq_norm in self.collector.sq_norms(self.samples, self._device).items()}
-        total = torch.stack(list(squares.values())).sum(0)
+        squares = self.collector.sq_norms(self.samples, self._device)
+        total = torch.stack(list(squares.values())).sum(0) * factor**2
         self.norms.fill(
             sq_total=total,
             total=total.sqrt(),
-            layers={name: sq_norm.sqrt() for name, sq_norm in squares.items()} if self.per_layer else None,
+            layers={name: sq_norm.sqrt() * factor for name, sq_norm in squares.items()} if self.per_layer else None,
             scale_grads=self.collector.scale_grads(self.samples, self._device) * factor if self.scale_grads else None,
             scale_names=self.collector.scale_names() if self.scale_grads else None,
         )
@@ -114,18 +114,14 @@ class Pass:
             self.samples = size
         if size is None or size != self.samples:
             raise InputError(
-                f"the {what} of {target.label} is {list(tensor.shape)}; accepted: the {self.samples} samples of the batch in dimension {dim}. "
-                "Put them there (batch_first=True, no windows or positions folded into the batch), or freeze this layer beside parameters "
-                "that train"
+                f"the {what} of {target.label} is {list(tensor.shape)}; accepted: the {self.samples} samples of the batch in dimension "
+                f"{dim}. Put them there (batch_first=True, no windows or positions folded into the batch), or freeze this layer beside "
+                "parameters that train"
             )
 
     def arrived(self, grad: Tensor) -> None:
         """A gradient has come to a watched layer."""
         self._device = self._device or grad.device
-
-    def repeated(self, target: Target) -> bool:
-        """Whether the target's module was called more than once."""
-        return self.calls[target.module] > 1
 
     def _hook(self, handle: RemovableHandle) -> None:
         self.at_exit(handle.remove)
@@ -141,11 +137,18 @@ class Pass:
         if tensor is not None:
             self.samples = tensor.shape[0]
 
+    def _count(self, target: Target) -> None:
+        self.calls[target.module] += 1
+        if self.calls[target.module] > 1:
+            self.collector.several.update(target.keys)
+
     def _watch(self, target: Target) -> None:
         if target.how == "attention":
             attention.replace_forward(self, target)
         if target.how == "quantized":
             layers.watch_quantized(self, target)
+
+        after_call = _AFTER[target.how]
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
             self.open_calls.append(Call(target, args, kwargs))
@@ -157,9 +160,10 @@ class Pass:
                 return None
             if torch.compiler.is_compiling():
                 raise InputError("a pass under per_sample_grad_norms cannot be traced by torch.compile; run it without")
-            if not in_backward():
-                self.calls[module] += 1
-            return _AFTER[target.how](self, self.open_calls[-1], y) if torch.is_grad_enabled() else None
+            with torch._C.DisableTorchFunction():  # the mode need not see what happens here
+                if not in_backward():
+                    self._count(target)
+                return after_call(self, self.open_calls[-1], y) if torch.is_grad_enabled() else None
 
         def leave(module: nn.Module, args: Any, y: Any) -> None:
             self.open_calls.pop()

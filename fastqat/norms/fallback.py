@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from torch.func import functional_call, vjp, vmap
 
@@ -26,14 +25,18 @@ def after(measured: Pass, call: Call, y: Any) -> Tensor | None:
         return None
     if not isinstance(y, Tensor) or not call.tensors:
         raise InputError(
-            f"{target.label} takes {len(call.tensors)} tensors and makes a {type(y).__name__}; torch.func can only measure {', '.join(names)} "
-            "where tensors are taken and one is made. Register a rule for a part of it (fastqat.norms.register_rule)"
+            f"{target.label} takes {len(call.tensors)} tensors and makes a {type(y).__name__}; torch.func can measure "
+            f"{', '.join(sorted(names))} only where tensors are taken and one is made. Register a rule for a part of it "
+            "(fastqat.norms.register_rule)"
         )
-    if [x._version for x in call.tensors] != call.versions:
+    if call.versions_now() != call.versions:
         raise InputError(f"{target.label} changes its input in place, so it cannot be run again for each sample; make a copy in it")
     measured.check_batch(call.tensors[0], target, "input")
     measured.check_batch(y, target, "output")
-    return measured.taps.watch(y, call.tensors, partial(_measure, measured, call, names), target.label)
+    if measured.calls[target.module] > 1:
+        measured.collector.several.update(id(target.parameters[name]) for name in names)
+    inputs = call.tensors
+    return measured.taps.watch(y, inputs, partial(_measure, measured, call.without_tensors(), names), target.label)
 
 
 def _measure(measured: Pass, call: Call, names: frozenset[str], inputs: tuple[Tensor, ...], grad_y: Tensor) -> None:
@@ -47,8 +50,8 @@ def _measure(measured: Pass, call: Call, names: frozenset[str], inputs: tuple[Te
     finally:
         measured.muted = False
     for name, grad in grads.items():
-        parameter = target.module.get_parameter(name)
-        if measured.repeated(target) or measured.collector.is_kept(parameter):
+        parameter = target.parameters[name]
+        if measured.collector.is_kept(parameter):
             measured.collector.add_grads(parameter, grad)
         else:
             measured.collector.add_sq_norm(target.name, sq_norm_of(grad))
@@ -60,7 +63,7 @@ def sample_grads(call: Call, names: frozenset[str], inputs: tuple[Tensor, ...], 
     Each sample is run as a batch of one. Random operations inside are refused by torch: they would be drawn anew.
     """
     module, samples = call.target.module, grad_y.shape[0]
-    parameters = {name: module.get_parameter(name).detach() for name in names}
+    parameters = {name: call.target.parameters[name].detach() for name in names}
     dims = tuple(0 if x.dim() and x.shape[0] == samples else None for x in inputs)
 
     def one(grad: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
@@ -69,7 +72,7 @@ def sample_grads(call: Call, names: frozenset[str], inputs: tuple[Tensor, ...], 
         def run(values: dict[str, Tensor]) -> Tensor:
             return functional_call(module, values, *call.arguments(batch))
 
-        y, pull_back = vjp(run, parameters)
+        y, pull_back = vjp(run, parameters)[:2]
         return pull_back(grad.unsqueeze(0).to(y.dtype))[0]
 
     return vmap(one, in_dims=(0, *dims), randomness="error")(grad_y, *inputs)

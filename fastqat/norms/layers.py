@@ -31,8 +31,7 @@ def _apply_rule(measured: Pass, target: Target, inputs: tuple[Tensor, ...], grad
     (x,) = inputs
     measured.arrived(grad_y)
     x = x.to(grad_y.dtype) if x.is_floating_point() else x  # as autocast did
-    places = {name: (name, None) for name in target.names}
-    measured.collector.add_layer(target, target.rule, x, grad_y, places, measured.repeated(target))
+    measured.collector.add_layer(target.name, target.rule, target.module, x, grad_y, target.parameters)
 
 
 def watch_quantized(measured: Pass, target: Target) -> None:
@@ -53,7 +52,7 @@ def watch_quantized(measured: Pass, target: Target) -> None:
         measured.arrived(sq_norm)
         measured.collector.add_sq_norm(target.name, sq_norm)
         for name, grads in scales.items():
-            parameter = layer.get_parameter(name)
+            parameter = target.parameters[name]
             measured.collector.add_grads(parameter, grads.reshape(-1, *parameter.shape))
 
     shares = layer.__dict__.pop("shares_weight_quant", None)

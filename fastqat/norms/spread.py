@@ -9,16 +9,15 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils import _pytree
 
-PASSIVE = frozenset(
+_NO_GRADIENT = (
     "size dim ndimension numel nelement stride element_size storage_offset data_ptr get_device is_contiguous is_floating_point is_complex "
     "detach requires_grad_ register_hook register_post_accumulate_grad_hook zeros_like ones_like empty_like full_like rand_like randn_like "
-    "new_zeros new_ones new_empty new_full new_tensor eq ne lt le gt ge isnan isfinite isinf repr str format len hash bool".split()
+    "new_zeros new_ones new_empty new_full new_tensor eq ne lt le gt ge isnan isfinite isinf repr str format len hash bool"
 )
-"""Functions that hand on no gradient."""
+_BROADCAST = "add radd iadd sub rsub isub subtract mul rmul imul multiply div truediv rtruediv itruediv divide true_divide"
+PASSIVE = frozenset(_NO_GRADIENT.split())
 DIFFERENTIABLE_GETTERS = frozenset(("T", "mT", "H", "mH", "real", "imag"))
-ELEMENTWISE = frozenset(
-    "add radd iadd sub rsub isub subtract mul rmul imul multiply div truediv rtruediv itruediv divide true_divide".split()
-)
+ELEMENTWISE = frozenset(_BROADCAST.split())
 
 
 class Spread(Tensor):
@@ -30,7 +29,7 @@ class Spread(Tensor):
         origins: ids of the parameters that it was made of.
     """
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # `Reads` sees every use
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch writes it; `Reads` sees every use
 
     rows: Tensor
     plain: Tensor
@@ -60,7 +59,7 @@ def follow(func: Any, args: Any, kwargs: Any, samples: int, constants: set[int])
     constants: ids of tensors that have no samples, whatever their shape.
     """
     name, spreads = func.__name__.strip("_"), spreads_in((args, kwargs))
-    in_place = func.__name__.endswith("_") and not func.__name__.endswith("__") or name[:1] == "i" and name in ELEMENTWISE
+    in_place = func.__name__ == f"{name}_" or (name[:1] == "i" and name in ELEMENTWISE)
     others = [leaf for leaf in _pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and not isinstance(leaf, Spread)]
     if in_place and isinstance(args[0], Spread):
         return NotImplemented

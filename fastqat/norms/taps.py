@@ -61,8 +61,11 @@ class _Tap:
         self.spent = True
         kept = self._kept()
         self.node = None
-        with quietly(grad_y.device):
-            self.receive(kept, grad_y.detach())
+        if torch.is_grad_enabled() or torch.is_autocast_enabled(grad_y.device.type):
+            with quietly(grad_y.device):
+                self.receive(kept, grad_y.detach())
+        else:
+            self.receive(kept, grad_y)
 
     def _kept(self) -> tuple[Tensor, ...]:
         if self.node is None:

@@ -22,13 +22,20 @@ class Target(NamedTuple):
 
     how: by its rule; inside the backward of a quantized layer; by `attention`; for modules that torch does not define, by following the
     parameters themselves (`direct`); by torch.func.
+    parameters: those that count, by their names in the module. keys: the ids of those that only the module itself may read.
     """
 
     name: str
     module: nn.Module
     how: How
-    names: Names
+    parameters: dict[str, nn.Parameter]
     rule: Rule | None
+    keys: frozenset[int] = frozenset()
+
+    @property
+    def names(self) -> Names:
+        """The names of its parameters."""
+        return Names(self.parameters)
 
     @property
     def label(self) -> str:
@@ -58,11 +65,12 @@ def find_targets(model: nn.Module, func: bool) -> Targets:
     parameters = dict(model.named_parameters())
     trained = {id(p) for p in parameters.values() if p.requires_grad}
     counted = trained or {id(p) for p in parameters.values()}
-    targets, owners = [], {}
+    targets: list[Target] = []
+    owners: dict[int, list[str]] = {}
     for target in _walk(model, counted, func):
         targets.append(target)
-        for name in sorted(target.names):
-            owners.setdefault(id(target.module.get_parameter(name)), []).append(target.name)
+        for parameter in target.parameters.values():
+            owners.setdefault(id(parameter), []).append(target.name)
     _check_shared(targets, owners)
     quantizers = {id(p) for module in model.modules() if isinstance(module, Quantizer) for p in module.parameters(recurse=False)}
     scales = {name: p for name, p in parameters.items() if id(p) in counted & quantizers}
@@ -81,13 +89,14 @@ def _walk(model: nn.Module, counted: set[int], func: bool) -> Iterator[Target]:
         whole = isinstance(module, QuantLayer) or is_attention(module)
         if whole:
             inside.update(module.modules())
-        names = Names(own for own, p in module.named_parameters(recurse=whole) if id(p) in counted)
-        if names:
-            yield _target(name, module, names, rule, func)
+        own = {key: p for key, p in module.named_parameters(recurse=whole) if id(p) in counted}
+        if own:
+            target = _target(name, module, own, rule, func)
+            yield target if target.how == "direct" else target._replace(keys=frozenset(map(id, own.values())))
 
 
-def _target(name: str, module: nn.Module, names: Names, rule: Rule | None, func: bool) -> Target:
-    target = Target(name, module, "rule", names, rule)
+def _target(name: str, module: nn.Module, own: dict[str, nn.Parameter], rule: Rule | None, func: bool) -> Target:
+    target, names = Target(name, module, "rule", own, rule), Names(own)
     if isinstance(module, QuantLayer):
         return target._replace(how="quantized")
     if is_attention(module):
@@ -128,8 +137,8 @@ def _check_shared(targets: list[Target], owners: dict[int, list[str]]) -> None:
     for target in targets:
         if target.how != "quantized":
             continue
-        for name in target.names:
-            sharing = owners[id(target.module.get_parameter(name))]
+        for name, parameter in target.parameters.items():
+            sharing = owners[id(parameter)]
             if len(sharing) > 1:
                 raise InputError(
                     f"{name} of {target.label} is shared by {', '.join(sharing)}; a quantized layer's parameters must be its own. Give "

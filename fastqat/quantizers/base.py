@@ -12,26 +12,15 @@ from torch import Tensor, nn
 from .._errors import CalibrationError, InputError
 from ..ops.fake_quant.api import fake_quantize
 from ..ops.quant_layer.api import QuantArgs
+from .factors import per_scale_share, scaled_gradient
 from .layout import ScaleLayout, where
 from .ranges import INITS, SAMPLING_INITS, CodeRange
 from .spec import QuantSpec
 from .stats import RangeStats
 
 
-def per_scale_share(x: Tensor, scale: Tensor) -> float:
-    """1/√N with N the elements of x that share one scale, batch included: what ``grad_factor="per_scale"`` still lacks."""
-    return 1 / math.sqrt(max(x.numel() // scale.numel(), 1))
-
-
 def _inside(zero_point: Tensor, qrange: tuple[int, int]) -> Tensor:
     return ((zero_point >= qrange[0]) & (zero_point <= qrange[1])).all()
-
-
-def scaled_gradient(values: Tensor, factor: float) -> Tensor:
-    """The same bits as `values`, with its gradient times `factor`; as tensor maths, so that a compiled graph serves every batch size."""
-    if not values.requires_grad or not torch.is_grad_enabled():
-        return values
-    return values.detach() + (values - values.detach()) * factor
 
 
 class Quantizer(nn.Module):
@@ -96,8 +85,18 @@ class Quantizer(nn.Module):
         return self.scale, self.zero_point
 
     def transform(self, x: Tensor) -> Tensor:
-        """What is put on the grid in place of x, differentiable in x and in the quantizer's parameters; x itself by default."""
+        """What is put on the grid in place of x, differentiable in x and in the quantizer's parameters; x itself by default.
+
+        Of an activation, each value depends on itself and on the parameters of its own scale alone.
+        """
         return x
+
+    def pivots(self, w: Tensor) -> Tensor | None:
+        """Where (flat indices) a weight's values are on which all of ``transform(w)`` depends; None: each may depend on every other.
+
+        Only asked where `transform` does something; it makes per-sample gradients faster. An activation has none by contract.
+        """
+        return None
 
     def qrange(self) -> tuple[int, int]:
         """``(qmin, qmax)`` for the sign that was decided."""

@@ -69,3 +69,7 @@ class DoReFa(Quantizer):
         top = (self.scale * (self.qrange()[1] * _NARROWER)).to(x.dtype)  # narrower: the largest weight never rounds out of the range
         largest = t.abs().amax()
         return t * (top / torch.where(largest < SCALE_FLOOR, 1, largest))
+
+    def pivots(self, w: Tensor) -> Tensor | None:
+        t = torch.tanh(w).abs().flatten()
+        return torch.nonzero(t == t.amax()).flatten()

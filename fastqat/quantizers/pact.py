@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import per_scale_share, scaled_gradient
+from .factors import per_scale_share, scaled_gradient
 from .layout import ScaleLayout
 from .learned import Learned
 from .ranges import SCALE_FLOOR
@@ -92,6 +92,9 @@ class PACT(Learned):
         if self.signed:
             y = torch.where(y <= -alpha, -alpha, y)
         return y.to(x.dtype)
+
+    def pivots(self, w: Tensor) -> Tensor | None:
+        return torch.empty(0, dtype=torch.int64, device=w.device)
 
     def _alpha(self) -> Tensor:
         return _rounded(self.alpha if self.projects() else self.alpha.clamp(min=self._floor()))

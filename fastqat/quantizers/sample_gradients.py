@@ -8,7 +8,7 @@ quantizer is read with stand-ins, leaves on the same memory that require a gradi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from .base import Quantizer
 
 
 @contextlib.contextmanager
-def _stand_ins(quantizer: Quantizer) -> Iterator[dict[str, nn.Parameter]]:
+def stand_ins(quantizer: Quantizer) -> Iterator[dict[str, nn.Parameter]]:
     """`quantizer` with its parameters replaced, in grad mode."""
     own = dict(quantizer._parameters)
     leaves = {name: nn.Parameter(parameter.detach()) for name, parameter in own.items() if parameter is not None}
@@ -37,7 +37,7 @@ class ArgumentChain:
     """
 
     def __init__(self, quantizer: Quantizer, x: Tensor):
-        with _stand_ins(quantizer) as self._leaves:
+        with stand_ins(quantizer) as self._leaves:
             self._outputs = quantizer.current(x)
         self.scale, self.zero_point = (each is not None and each.requires_grad for each in self._outputs)
 
@@ -48,7 +48,7 @@ class ArgumentChain:
             return {}
         outputs = [out for out, _ in pairs]
         grads = [grad.reshape(-1, *out.shape).to(out.dtype) for out, grad in pairs]
-        return _pulled_back(outputs, self._leaves, grads)
+        return pulled_back(outputs, self._leaves, grads)
 
 
 def added(*found: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -59,57 +59,38 @@ def added(*found: dict[str, Tensor]) -> dict[str, Tensor]:
     return total
 
 
-def _pulled_back(outputs: Sequence[Tensor], leaves: dict[str, nn.Parameter], grads: Sequence[Tensor]) -> dict[str, Tensor]:
+def pulled_back(outputs: Sequence[Tensor], leaves: dict[str, nn.Parameter], grads: Sequence[Tensor]) -> dict[str, Tensor]:
     """The gradients ``[n, numel]`` of those `leaves` that `outputs` depend on, for `grads` ``[n, *output.shape]``."""
     found = torch.autograd.grad(outputs, list(leaves.values()), grads, retain_graph=True, allow_unused=True, is_grads_batched=True)
     return {name: each.flatten(1) for name, each in zip(leaves, found, strict=True) if each is not None}
 
 
+def slopes(leaves: dict[str, nn.Parameter], probe: Tensor, pulled: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    """The derivatives of each value of an output y by the parameters of its scale, shaped like `probe`, of those `leaves` that move it.
+
+    From `pulled`, the gradients of `leaves` for the gradient `probe` of y, made with a graph: they are linear in the probe, whose
+    gradient is the derivative in forward direction.
+    """
+    sums = {name: each.sum() for name, each in zip(leaves, pulled, strict=True) if each is not None}
+    return {name: torch.autograd.grad(each, probe, retain_graph=True)[0] for name, each in sums.items()}
+
+
 def transform_gradients(quantizer: Quantizer, x: Tensor, grad: Tensor, then: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """Gradients ``[N, numel]`` of the parameters that move ``then(quantizer.transform(x))``, whose gradient is `grad` ``[N, ...]``.
 
-    `x` is an activation: each of its values depends on itself and the parameters of its own scale, so that the derivative by these is
-    one number per value. Reverse mode gives it when it is applied twice. `then` copies values, as padding does.
+    `x` is an activation: each of its values depends on itself and the parameters of its own scale. `then` copies values, as padding does.
     """
-    with _stand_ins(quantizer) as leaves:
+    with stand_ins(quantizer) as leaves:
         y = then(quantizer.transform(x.detach()))
         if not y.requires_grad:
             return {}
         probe = torch.ones_like(y).requires_grad_()
         pulled = torch.autograd.grad(y, list(leaves.values()), probe, create_graph=True, allow_unused=True)
-        moved = {name: each.sum() for name, each in zip(leaves, pulled, strict=True) if each is not None}
-        slopes = {name: torch.autograd.grad(each, probe, retain_graph=True)[0] for name, each in moved.items()}
+        found = slopes(leaves, probe, pulled)
     wide = torch.promote_types(grad.dtype, torch.float32)
-    return {name: _shared_per_sample(slope.to(wide) * grad, quantizer.layout.axis) for name, slope in slopes.items()}
+    return {name: _shared_per_sample(slope.to(wide) * grad, quantizer.layout.axis) for name, slope in found.items()}
 
 
 def _shared_per_sample(terms: Tensor, axis: int | None) -> Tensor:
     """Terms ``[N, ...]`` summed over what shares a scale: ``[N, scales]``."""
     return terms.flatten(1).sum(1, keepdim=True) if axis is None else terms.movedim(axis, 1).unsqueeze(-1).flatten(2).sum(2)
-
-
-def weight_gradients(
-    quantizer: Quantizer, weight: Tensor, grads: Iterable[Tensor], counted: bool
-) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """Through `Quantizer.transform` of a weight, which may couple its values, as a maximum over them does.
-
-    Args:
-        grads: per-sample gradients ``[n, *weight.shape]`` of the transformed weight, a few samples at a time.
-        counted: whether the weight's own gradient counts.
-
-    Returns:
-        Its squared norm ``[N]``, None without samples or uncounted, and the gradients ``[N, numel]`` of the parameters of `quantizer`.
-    """
-    with _stand_ins(quantizer) as leaves:
-        w = nn.Parameter(weight.detach())
-        y = quantizer.transform(w)
-    inputs = {"": w, **leaves} if counted else leaves
-    norms: list[Tensor] = []
-    parts: dict[str, list[Tensor]] = {}
-    for grad in grads:
-        found = _pulled_back([y], inputs, [grad.to(y.dtype)])
-        if counted:
-            norms.append(found.pop("").square().sum(1))
-        for name, each in found.items():
-            parts.setdefault(name, []).append(each)
-    return torch.cat(norms) if norms else None, {name: torch.cat(each) for name, each in parts.items()}

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fastqat.ops.affine_grad_norm.layout import arranged
+from fastqat.ops.affine_grad_norm.op import Native
 from fastqat.ops.affine_grad_norm.reference import KINDS, Statistics
 
-from .on_host import STORAGE, array, compiled, pointer
+from .on_host import STORAGE, array, compiled, on_device, pointer
 
 
 class AffineOnHost:
@@ -29,3 +30,12 @@ class AffineOnHost:
         flags = (ctypes.c_bool(flag) for flag in (channels_inner, weight, bias))
         self.library.sq_norm(*tensors, *numbers, *flags, ctypes.c_int(STORAGE.index(x.dtype)))
         return out
+
+
+class AffineOnDevice:
+    """The backend itself on copies of the tensors in device memory, with their strides and alignment."""
+
+    @staticmethod
+    def sq_norm(x: Tensor, grad_y: Tensor, statistics: Statistics, weight: bool, bias: bool) -> Tensor:
+        mean, var = (None if each is None else each.cuda() for each in (statistics.mean, statistics.var))
+        return Native.sq_norm(on_device(x), on_device(grad_y), statistics._replace(mean=mean, var=var), weight, bias).cpu()

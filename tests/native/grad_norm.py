@@ -10,9 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastqat.ops.grad_norm.forms import Form
 from fastqat.ops.grad_norm.geometry import Geometry
+from fastqat.ops.grad_norm.native import Cuda
 
-from .on_host import STORAGE, array, compiled, pointer
+from .on_host import STORAGE, array, compiled, on_device, pointer
+
+Results = tuple[Tensor, Tensor | None]
 
 
 class GradNormOnHost:
@@ -21,16 +25,14 @@ class GradNormOnHost:
     def __init__(self, folder: Path):
         self.library = compiled(folder, "grad_norm_on_host", "-O1")
 
-    def direct(
-        self, x: Tensor, grad_y: Tensor, mask: Tensor | None, slope: Tensor | None, geometry: Geometry, bias: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def direct(self, x: Tensor, grad_y: Tensor, mask: Tensor | None, slope: Tensor | None, geometry: Geometry, bias: bool) -> Results:
         weights = [None if each is None else each.permute(0, 2, 3, 4, 1).contiguous() for each in (mask, slope)]
         sq_norm = torch.full((x.shape[0],), torch.nan)
         inner = None if slope is None else torch.full(grad_y.shape[:2], torch.nan)
         self._call("direct", x, grad_y, geometry, ctypes.c_bool(bias), *map(pointer, (*weights, sq_norm, inner)))
         return sq_norm, inner
 
-    def gram(self, x: Tensor, grad_y: Tensor, geometry: Geometry, bias: bool) -> Tensor:
+    def gram(self, x: Tensor, grad_y: Tensor, mask: Tensor | None, geometry: Geometry, bias: bool, form: Form) -> Tensor:
         sq_norm = torch.full((x.shape[0],), torch.nan)
         self._call("gram", x, grad_y, geometry, ctypes.c_bool(bias), pointer(sq_norm))
         return sq_norm
@@ -46,6 +48,20 @@ class GradNormOnHost:
         numbers = (ctypes.c_int64 * 13)(*geometry.encode())
         inputs = (ctypes.byref(array(x)), ctypes.byref(array(grad_y)), numbers, ctypes.c_int(STORAGE.index(x.dtype)))
         getattr(self.library, function)(*inputs, *arguments)
+
+
+class GradNormOnDevice:
+    """The backend itself on copies of the tensors in device memory, with their strides and alignment."""
+
+    @staticmethod
+    def direct(x: Tensor, grad_y: Tensor, mask: Tensor | None, slope: Tensor | None, geometry: Geometry, bias: bool) -> Results:
+        weights = (None if each is None else each.cuda() for each in (mask, slope))
+        sq_norm, inner = Cuda.direct(on_device(x), on_device(grad_y), *weights, geometry, bias)
+        return sq_norm.cpu(), None if inner is None else inner.cpu()
+
+    @staticmethod
+    def gram(x: Tensor, grad_y: Tensor, mask: Tensor | None, geometry: Geometry, bias: bool, form: Form) -> Tensor:
+        return Cuda.gram(on_device(x), on_device(grad_y), mask, geometry, bias, form).cpu()
 
 
 def drawn(shape: Sequence[int], outputs: int, geometry: Geometry, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -109,6 +109,12 @@ def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
+def on_device(tensor: Tensor) -> Tensor:
+    """A copy in device memory with the same strides, at the same distance from the beginning of its storage."""
+    memory = torch.empty(0, dtype=tensor.dtype, device="cuda")
+    return memory.set_(tensor.untyped_storage().cuda(), tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
 def compiled(folder: Path, source: str, *flags: str) -> ctypes.CDLL:
     """Compile one file of this folder, with the kernels that it includes, with g++ into `folder`, and load it."""
     library = folder / f"{source}.so"

@@ -32,7 +32,9 @@ def sample_grads(model: nn.Module, x: Tensor, target: Tensor, loss: Loss = F.cro
 
 def norm_of(samples: list[dict[str, Tensor]], select: Callable[[str], bool] = lambda name: True) -> Tensor:
     """``[N]``: norm over the parameters that `select` takes."""
-    squares = [sum((g.square().sum() for name, g in grads.items() if select(name)), torch.zeros((), dtype=torch.double)) for grads in samples]
+    squares = [
+        sum((g.square().sum() for name, g in grads.items() if select(name)), torch.zeros((), dtype=torch.double)) for grads in samples
+    ]
     return torch.stack(squares).sqrt() if squares else torch.zeros(0, dtype=torch.double)
 
 
@@ -50,7 +52,7 @@ def measure(model: nn.Module, x: Tensor, target: Tensor, loss: Loss = F.cross_en
 
 
 def check(model: nn.Module, x: Tensor, target: Tensor, loss: Loss = F.cross_entropy, tolerance: float = TOLERANCE, **options: Any) -> None:
-    """Total and per-layer norms, with all parameters trained and with all frozen, against the oracle; gradients are those of a plain step."""
+    """Total and per-layer norms, all parameters trained and all frozen, against the oracle; gradients are those of a plain step."""
     model.requires_grad_(True)
     model.zero_grad()
     samples = sample_grads(model, x, target, loss)

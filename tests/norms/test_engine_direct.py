@@ -31,7 +31,10 @@ FOLLOWED = {
     "scalar": (lambda n, x: x * torch.tanh(n.p) / n.p.exp(), {"p": ()}),
     "as many rows as samples": (lambda n, x: x.repeat(1, 2, 1)[:, :4] * n.p, {"p": (4, 6)}),
     "class token": (lambda n, x: torch.cat([n.p.expand(len(x), -1, -1), x], 1) + n.q, {"p": (1, 1, 6), "q": (1, 4, 6)}),
-    "class token with position": (lambda n, x: torch.cat([(n.p + n.q[:, :1]).expand(len(x), -1, -1), x], 1), {"p": (1, 1, 6), "q": (1, 4, 6)}),
+    "class token with position": (
+        lambda n, x: torch.cat([(n.p + n.q[:, :1]).expand(len(x), -1, -1), x], 1),
+        {"p": (1, 1, 6), "q": (1, 4, 6)},
+    ),
     "repeated token": (lambda n, x: torch.cat([x, n.p.repeat(x.shape[0], 2, 1)], 1), {"p": (1, 1, 6)}),
     "expanded like": (lambda n, x: x * n.p.expand_as(x), {"p": (6,)}),
     "in place on the batch": (lambda n, x: (x * 1).mul_(n.p).add_(n.q), {"p": (6,), "q": ()}),
@@ -101,8 +104,8 @@ def test_module_with_a_parameter_called_twice():
 
 REFUSED = {
     "a product with the batch": (lambda n, x: x @ n.p, "matmul"),
-    "one row of the copies": (lambda n, x: x + F.linear(x, n.p), "linear"),
-    "tied in a row": (lambda n, x: x + torch.where(x > 0, n.p[0], x), "where"),
+    "a row where a mask says so": (lambda n, x: x + torch.where(x > 0, n.p[0], x), "where"),
+    "a function of a part of it": (lambda n, x: x + F.linear(x, n.p[:, :6] * 2), "linear"),
     "changed in place": (lambda n, x: x + n.p[0].clone().mul_(x.mean()), "mul_"),
 }
 
@@ -217,3 +220,49 @@ def test_gradients_of_a_followed_parameter_arrive():
     norms = measure(net, x, y)
     torch.testing.assert_close(net.p.grad, want)
     assert_close(norms.total, norm_of(sample_grads(net, x, y)))
+
+
+FUNCTIONS = {
+    "linear": (lambda n, x: F.linear(x, n.w, bias=n.b), {"w": (6, 6), "b": (6,)}),
+    "linear, weight alone": (lambda n, x: F.linear(x, n.w), {"w": (6, 6)}),
+    "conv1d": (lambda n, x: F.conv1d(x, n.w, n.b, padding="same", groups=6), {"w": (6, 1, 3), "b": (6,)}),
+    "conv2d": (lambda n, x: F.conv2d(x[:, None], n.w, None, 1, 1)[:, 0], {"w": (1, 1, 3, 3)}),
+    "layer_norm": (lambda n, x: F.layer_norm(x, (6,), n.w, n.b, 1e-3), {"w": (6,), "b": (6,)}),
+    "group_norm": (lambda n, x: F.group_norm(x, 3, weight=n.w, bias=n.b), {"w": (3,), "b": (3,)}),
+    "rms_norm": (lambda n, x: F.rms_norm(x, (6,), n.w), {"w": (6,)}),
+    "used twice": (lambda n, x: F.linear(F.linear(x, n.w).tanh(), n.w, n.b), {"w": (6, 6), "b": (6,)}),
+    "used in two ways": (lambda n, x: F.linear(x, n.w) * n.w.sum(0), {"w": (6, 6)}),
+    "tied to a layer": (lambda n, x: F.linear(n.stem(x).tanh(), n.stem.weight), {}),
+}
+
+
+@pytest.mark.parametrize("case", FUNCTIONS)
+def test_functions_that_are_layers(case):
+    pytest.importorskip("fastqat.norms.rules.normalization")
+    function, shapes = FUNCTIONS[case]
+    torch.manual_seed(0)
+    net = net_with(function, **shapes)
+    if case == "conv1d":
+        net.function = lambda n, x: n.head(function(n, n.stem(x).transpose(1, 2)).mean(2))
+    check(net, *TOKENS)
+
+
+def test_function_and_func_for_one_parameter():
+    """What the rule would deliver is dropped when torch.func measures all uses of the parameter."""
+    net = net_with(lambda n, x: F.linear(x, n.p).tanh() @ n.p, p=(6, 6))
+    check(net, *TOKENS, unknown="func")
+
+
+def test_read_inside_a_reentrant_checkpoint():
+    net = net_with(lambda n, x: checkpoint(lambda x: x * n.p, x * n.p, use_reentrant=True), p=(6,))
+    with pytest.raises(fq.InputError, match="read inside of a reentrant checkpoint"):
+        measure(net, *TOKENS)
+
+
+def test_changed_without_gradients_in_the_forward():
+    def forward(net, x):
+        with torch.no_grad():
+            net.p.clamp_(-1, 1)
+        return x * net.p
+
+    check(net_with(forward, p=(6,)), *TOKENS)

@@ -119,15 +119,15 @@ def test_reading_too_early_and_what_was_not_asked_for():
             with pytest.raises(fq.InputError, match="the block has not ended"):
                 getattr(norms, name)
     with pytest.raises(fq.InputError, match="pass per_layer=True"):
-        norms.layers
+        _ = norms.layers
     with pytest.raises(fq.InputError, match="pass scale_grads=True"):
-        norms.scale_names
+        _ = norms.scale_names
     with pytest.raises(AttributeError, match="no attribute 'totals'"):
-        norms.totals
+        _ = norms.totals
     with pytest.raises(KeyError), fq.per_sample_grad_norms(model) as norms:
         raise KeyError
     with pytest.raises(fq.InputError, match="ended with an error"):
-        norms.total
+        _ = norms.total
 
 
 def test_number_of_passes():
@@ -188,21 +188,18 @@ def test_modules_without_a_rule():
 def test_layer_with_two_outputs():
     class Two(nn.Linear):
         def forward(self, x):
-            y = super().forward(x)
+            y = x @ self.weight.T + self.bias
             return y, y
 
-    with pytest.raises(fq.InputError, match=r"body \(Two\) gives a parameter of its own to linear"):  # its rule is not inherited
+    with pytest.raises(fq.InputError, match=r"body \(Two\) gives a parameter of its own to matmul"):  # its rule is not inherited
         measure(Net(lambda n, x: n.body(x)[0], body=Two(6, 5)), *batch(4, (6,)))
 
 
 @pytest.mark.parametrize("trained", [True, False])
 def test_layer_parameter_read_outside_its_layer(trained):
     torch.manual_seed(0)
-    net = Net(lambda n, x: F.linear(n.body(x), n.body.weight), body=nn.Linear(6, 6)).requires_grad_(trained)
-    with pytest.raises(fq.InputError, match=r"a parameter of body \(Linear\) is given to linear outside of that layer's forward"):
-        measure(net, *batch(4, (6,)))
     net = Net(lambda n, x: n.body(x) @ n.body.weight.T, body=nn.Linear(6, 6)).requires_grad_(trained)
-    with pytest.raises(fq.InputError, match="given to the attribute T outside"):
+    with pytest.raises(fq.InputError, match=r"a parameter of body \(Linear\) is given to the attribute T outside of that layer's forward"):
         measure(net, *batch(4, (6,)))
 
 

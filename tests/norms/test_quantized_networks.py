@@ -67,9 +67,7 @@ def one_at_a_time(model: nn.Module, x: Tensor, targets: Tensor, loss: Loss) -> t
     return torch.stack(norms), torch.stack(rows)
 
 
-@pytest.mark.parametrize("loss", [labelled, distilled])
-@pytest.mark.parametrize("config", list(CONFIGS))
-@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize(("name", "config", "loss"), [(n, c, distilled if c == "lsq+" else labelled) for n in NETWORKS for c in CONFIGS])
 def test_norms_and_scale_gradients(name: str, config: str, loss: Loss) -> None:
     """Exact in the mode for scoring; no parameter gets a gradient."""
     model, x, targets = build(name, config)
@@ -81,3 +79,20 @@ def test_norms_and_scale_gradients(name: str, config: str, loss: Loss) -> None:
     torch.testing.assert_close(norms.total.double(), total, rtol=1e-5, atol=0)
     assert norms.scale_grads.shape == scales.shape == (SAMPLES, len(norms.scale_names))
     torch.testing.assert_close(norms.scale_grads, scales, rtol=1e-4, atol=1e-5 * float(scales.abs().max()))
+
+
+@pytest.mark.parametrize("spec", [fq.QuantSpec(4), fq.QuantSpec(8, "lsq_plus", symmetric=False), fq.QuantSpec(4, "pact", signed=False)])
+@pytest.mark.parametrize("scoring", [True, False])
+def test_a_quantizer_of_its_own_counts(spec: fq.QuantSpec, scoring: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(fq.nn.QuantLinear(6, 5, weight=fq.QuantSpec(4)), fq.nn.FakeQuantize(spec), nn.ReLU(), nn.Linear(5, CLASSES))
+    x, targets = torch.randn(SAMPLES, 6), torch.arange(SAMPLES)
+    fq.calibrate(model, [x])
+    model.eval()
+    total, scales = one_at_a_time(model, x, targets, labelled)
+    model.requires_grad_(not scoring)
+    with fq.per_sample_grad_norms(model, scale_grads=True, per_layer=True) as norms:
+        labelled(model(x), targets).mean().backward()
+    torch.testing.assert_close(norms.total.double(), total, rtol=1e-5, atol=0)
+    torch.testing.assert_close(norms.scale_grads, scales, rtol=1e-4, atol=1e-6)
+    assert "1.quantizer" in norms.layers

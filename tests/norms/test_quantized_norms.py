@@ -46,6 +46,7 @@ WEIGHTS: dict[str, Specs | None] = {
     "minmax": {"bits": 8, "quantizer": "minmax", "granularity": "channel"},
     "dorefa": {"bits": 2, "quantizer": "dorefa"},
     "pact": {"bits": 4, "quantizer": "pact", "granularity": "channel"},
+    "pact group": {"bits": 3, "quantizer": "pact", "granularity": ("group", 0), "grad_factor": "per_scale"},
 }
 ACTIVATIONS: dict[str, Specs | None] = {
     "float": None,
@@ -140,6 +141,19 @@ def test_against_one_sample_at_a_time(case: dict[str, Any]) -> None:
     y.backward(grad_y)
     assert_equals_oracle(found, layer, x, grad_y)
     assert case["scoring"] == all(p.grad is None for p in layer.parameters())
+
+
+@pytest.mark.parametrize("most", [-1, 4])
+@pytest.mark.parametrize("equal", [1, 2, 3])
+@pytest.mark.parametrize("weight", ["dorefa", "pact", "pact group"])
+def test_transformed_weights_by_pivots_and_formed(monkeypatch: pytest.MonkeyPatch, weight: str, equal: int, most: int) -> None:
+    """DoReFa divides all weights by the largest: alone or one of several equals, of either sign; with too many, gradients are formed."""
+    monkeypatch.setattr("fastqat.quantizers.weight_gradients.MOST_PIVOTS", most)
+    layer, x = build("conv2d", WEIGHTS[weight], ACTIVATIONS["lsq"])
+    with torch.no_grad():
+        layer.weight.view(-1)[[0, 17, 30][:equal]] = torch.tensor([1.5, -1.5, 1.5][:equal])
+    found, grad_y = delivered(layer, x)
+    assert_equals_oracle(found, layer, x, grad_y)
 
 
 def delivered(layer: QuantLayer, x: Tensor, grad_y: Tensor | None = None, names: frozenset[str] | None = None) -> tuple[Found, Tensor]:

@@ -197,7 +197,7 @@ def test_logits_in_another_dtype_and_inside_a_tuple_are_found():
     table = score_dataset(Wrapped(), data(), ["grand", "grand_last"], batch_size=10)
     full = score_dataset(net(), data(), ["grand", "grand_last"], batch_size=10)
     for name in table:
-        torch.testing.assert_close(table[name], full[name], rtol=0.1, atol=0)  # bf16 carries 8 bits
+        assert (table[name] - full[name]).norm() < 0.1 * full[name].norm()  # bf16 carries 8 bits, and moves ReLUs
 
 
 def test_select_by_grand_keeps_the_largest():

@@ -60,7 +60,7 @@ class ConvTransposeRule(Rule):
 
 def _operands(layer: _ConvNd, x: Tensor, grad_y: Tensor) -> tuple[Tensor, Tensor, Geometry]:
     """What the operator takes; x is padded here where the operator cannot."""
-    padding = layer.padding
+    padding: Any = layer.padding
     if layer.padding_mode != "zeros":
         x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
     x, geometry = conv_operand(x, layer.kernel_size, layer.stride, padding, layer.dilation, layer.groups)

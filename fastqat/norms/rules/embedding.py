@@ -20,7 +20,7 @@ class Runs(NamedTuple):
 
 
 def _runs(ids: Tensor, padding_idx: int | None) -> Runs:
-    ordered, order = ids.sort(1, stable=True)
+    ordered, order = ids.sort(dim=1, stable=True)
     begins = torch.ones_like(ordered, dtype=torch.bool)
     begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     counted = torch.ones_like(ordered) if padding_idx is None else (ordered != padding_idx).to(ordered.dtype)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ...ops.grad_norm.api import linear_grad_sq_norm
 from .registry import Names, Rule, register_rule
@@ -16,7 +15,7 @@ def bias_grads(grad_y: Tensor, dims: tuple[int, ...]) -> Tensor:
     return grad_y.sum(dims, dtype=wide) if dims else grad_y.to(wide)
 
 
-@register_rule(nn.Linear, NonDynamicallyQuantizableLinear)
+@register_rule(nn.Linear)
 class LinearRule(Rule):
     """x ``[N, ..., I]``, grad_y ``[N, ..., O]``; reads nothing of the layer."""
 

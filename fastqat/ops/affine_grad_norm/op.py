@@ -8,6 +8,7 @@ from torch import Tensor
 from ... import _backend
 from .._library import define_op
 from . import reference
+from .launch import Triton
 from .layout import arranged
 from .reference import KINDS, Statistics
 
@@ -34,6 +35,7 @@ class Native:
 
 
 _backend.register(OP, "reference", reference)
+_backend.register(OP, "triton", Triton)
 _backend.register(OP, "cpu", Native)
 _backend.register(OP, "cuda", Native)
 

@@ -46,6 +46,7 @@ def normalized(x: Tensor, statistics: Statistics) -> Tensor:
         return x * (x.square().mean(1, keepdim=True) + eps).rsqrt()
     cut, dim = (x.unflatten(1, (groups, -1)).flatten(2), 2) if kind == "group" else (x, 1)
     centred = cut - cut.mean(dim, keepdim=True)
+    centred = centred - centred.mean(dim, keepdim=True)  # what rounding a mean that is large beside the deviation has left
     return (centred * (centred.square().mean(dim, keepdim=True) + eps).rsqrt()).reshape(x.shape)
 
 

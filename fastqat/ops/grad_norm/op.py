@@ -13,13 +13,14 @@ from . import reference
 from .forms import Form, cheapest
 from .geometry import Geometry
 from .launch import Triton
-from .native import Cuda
+from .native import Cuda, Native
 
 OP = "grad_norm"
 
 _backend.register(OP, "reference", reference)
 _backend.register(OP, "triton", Triton)
 _backend.register(OP, "cuda", Cuda)
+_backend.register(OP, "cpu", Native)
 
 
 def _forward(

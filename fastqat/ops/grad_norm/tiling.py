@@ -66,7 +66,8 @@ def direct_tiling(conv: Conv, samples: int, itemsize: int, masked: bool) -> Tili
         >>> cut.constants, cut.parts
         ({'BLOCK_O': 128, 'BLOCK_K': 128, 'BLOCK_T': 64}, 5)
     """
-    rows, columns = _block(conv.outputs, 64 if masked and itemsize == 4 else 128), _block(conv.columns, _widest(conv, itemsize, masked))
+    rows = _block(conv.outputs, 64 if masked and itemsize == 4 else 128)
+    columns = _block(conv.columns, 64 if masked or _gathers(conv) else 128)  # mask, slope and single addresses take registers too
 
     def tiles() -> int:
         return conv.groups * ceil_div(conv.outputs, rows) * ceil_div(conv.columns, columns)
@@ -74,7 +75,7 @@ def direct_tiling(conv: Conv, samples: int, itemsize: int, masked: bool) -> Tili
     while samples * tiles() < PROGRAMS and max(rows, columns) > 2 * LEAST:
         rows, columns = (rows // 2, columns) if rows > columns else (rows, columns // 2)
     repeat = min(ceil_div(samples * tiles(), REPEATED), samples) if masked else 1
-    step = min(64 if itemsize == 2 else 16 if conv.x[1] == 1 else 8, max(power(conv.positions), LEAST))
+    step = min(64 if itemsize == 2 else 8 if _gathers(conv) else 16, max(power(conv.positions), LEAST))
     warps = 8 if rows * columns > 64 * 64 else 4
     return Tiling(
         tiles() * ceil_div(samples, repeat),
@@ -86,9 +87,9 @@ def direct_tiling(conv: Conv, samples: int, itemsize: int, masked: bool) -> Tili
     )
 
 
-def _widest(conv: Conv, itemsize: int, masked: bool) -> int:
-    """Columns of the largest tile: fewer where registers hold mask and slope too, or the addresses of single elements of fp32."""
-    return 64 if masked or (itemsize == 4 and conv.x[1] != 1) else 128
+def _gathers(conv: Conv) -> bool:
+    """Elements of x are read one at a time: neither channels nor positions are neighbours in memory, or taps move them off the vectors."""
+    return conv.x[1] != 1 and (conv.columns != conv.channels or conv.x[4] != 1)
 
 
 def _block(length: int, largest: int = 128) -> int:
@@ -149,7 +150,7 @@ def gram_tiling(conv: Conv, samples: int, itemsize: int) -> Tiling:
 
     while samples * conv.groups * pairs() < PROGRAMS and block > 2 * LEAST:
         block //= 2
-    depth = max(LEAST, min(32, power(max(conv.channels, conv.outputs)))) if itemsize == 2 else 8 if conv.x[1] != 1 else 16
+    depth = max(LEAST, min(32, power(max(conv.channels, conv.outputs)))) if itemsize == 2 else 8 if _gathers(conv) else 16
     parts = conv.groups * pairs()
     return Tiling(samples * parts, parts, 0, 1, {"BLOCK_P": block, "BLOCK_D": depth}, launch_options(4))
 

@@ -8,7 +8,7 @@ the samples', within the same error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -55,7 +55,8 @@ class SampleGradients(NamedTuple):
         sq_norm: ``[N]``, of weight and bias, as far as they count.
         x_scale, x_zero_point, w_scale, w_zero_point: ``[N, scales]``.
         grad_x: the gradient of the x that the operator was given.
-        weight_gradients: yields the per-sample gradients ``[n, *weight.shape]`` of the weight, a few samples at a time.
+        weight_product: the product that the weight takes part in, for what else is to be had of it, and the straight-through mask of a
+            quantized weight; x is quantized once more.
     """
 
     sq_norm: Tensor
@@ -64,7 +65,7 @@ class SampleGradients(NamedTuple):
     w_scale: Tensor
     w_zero_point: Tensor
     grad_x: Tensor
-    weight_gradients: Callable[[], Iterator[Tensor]]
+    weight_product: Callable[[], tuple[Product, Tensor]]
 
 
 class Wanted(NamedTuple):
@@ -141,11 +142,10 @@ quant_layer_norms_backward = define_op(
 )
 
 
-def _weight_gradients(grad_y: Tensor, x: Tensor, weight: Tensor, x_quant: Operand, w_quant: Operand, conv: list[int]) -> Iterator[Tensor]:
-    """Per-sample gradients of the operator's weight, a few samples at a time; x is quantized once more."""
-    mask = straight_through_mask(weight, w_quant)
-    for gradient in Product.of(x_quant.apply(x), grad_y, weight, conv).gradients(weight.shape):
-        yield gradient if mask is None else gradient.mul_(mask)
+def _weight_product(
+    grad_y: Tensor, x: Tensor, weight: Tensor, x_quant: Operand, w_quant: Operand, conv: list[int]
+) -> tuple[Product, Tensor]:
+    return Product.of(x_quant.apply(x), grad_y, weight, conv), straight_through_mask(weight, w_quant)
 
 
 @op_function
@@ -171,6 +171,6 @@ class QuantLayerNorms(QuantLayer):
         found = quant_layer_norms_backward(grad_y, x, weight, *quantizers, *ctx.options, needs, list(counted))
         x_scale, x_zero_point, w_scale, w_zero_point = quantizers
         x_quant, w_quant = Operand(x_scale, x_zero_point, x_code), Operand(w_scale, w_zero_point, w_code)
-        formed = partial(_weight_gradients, grad_y, x, weight, x_quant, w_quant, conv)
-        ctx.wanted.deliver(SampleGradients(*found[7:], found[0], formed))  # type: ignore[call-arg]  # mypy does not count the elements
+        product = partial(_weight_product, grad_y, x, weight, x_quant, w_quant, conv)
+        ctx.wanted.deliver(SampleGradients(*found[7:], found[0], product))  # type: ignore[call-arg]  # mypy does not count the elements
         return *returned(ctx, found[:7]), None, None

@@ -71,9 +71,11 @@ class _Derivatives(NamedTuple):
     shift: Tensor | None
 
 
-def straight_through_mask(weight: Tensor, quant: Operand) -> Tensor | None:
-    """∂ŵ/∂w in fp32 (fp64), None for a weight that is not quantized."""
-    return _derivatives(weight, quant, False, False).mask
+def straight_through_mask(weight: Tensor, quant: Operand) -> Tensor:
+    """∂ŵ/∂w of a quantized weight, in fp32 (fp64)."""
+    mask = _derivatives(weight, quant, False, False).mask
+    assert mask is not None
+    return mask
 
 
 def _derivatives(weight: Tensor, quant: Operand, scale: bool, zero_point: bool) -> _Derivatives:
