@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHUNK = 16  # samples that torch.func maps over at a time: all at once is slower and takes the memory of N copies of the gradients
+CHUNK = 32  # samples that torch.func maps over at a time, the fastest of 8, 16, 32 and 64 on a CPU; it forms their gradients side by side
 
 Pass = Callable[[], Tensor]  # one forward and what is needed of the backward
 

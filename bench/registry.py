@@ -7,6 +7,7 @@ import torch
 from fastqat._errors import InputError
 
 from . import (
+    affine_norm_cases,
     fake_quant_all_cases,
     fake_quant_cases,
     gpu_cases,
@@ -27,6 +28,7 @@ CASES: tuple[Case, ...] = (
     *score_cases.CASES,
     *norm_cases.CASES,
     *norm_layer_cases.CASES,
+    *affine_norm_cases.CASES,
     *gpu_cases.CASES,
     *gpu_pass_cases.CASES,
 )

@@ -7,82 +7,13 @@
 // sum, so that a mean that is large beside the deviation costs no digits.
 #include <torch/csrc/stable/library.h>
 
-#include <cmath>
 #include <limits>
 #include <vector>
 
-#include "affine_loops.h"
+#include "affine_job.h"
 
 namespace fastqat {
 namespace {
-
-enum class Kind : int64_t { none, negative, given, group, position, rms };
-
-// Rows are channels and a row holds positions, or with `channels_inner` the other way round. A task is a slice of a sample's channels.
-struct Job {
-  const char *x, *grad_y;
-  int64_t item_bytes, x_sample, x_step, grad_sample, grad_step;  // elements between samples, and between rows
-  int64_t channels, positions, groups, slices, slice_groups;
-  double eps;
-  float limit;
-  Kind kind;
-  bool channels_inner, weight, bias;
-  AffineLoops loops;
-  std::vector<float> mean;      // [channels], 0 without one
-  std::vector<double> scale;    // [channels], 1 / sqrt(var + eps), 1 without one
-  std::vector<double> partial;  // [samples, slices]
-
-  int64_t group_channels() const { return channels / groups; }
-  double inverse_deviation(double variance) const { return 1 / std::sqrt((variance < 0 ? 0 : variance) + eps); }
-};
-
-// x and grad_y of one sample.
-struct Sample {
-  const Job& job;
-  const char *x, *grad_y;
-  Sample(const Job& job, int64_t n)
-      : job(job), x(job.x + n * job.x_sample * job.item_bytes), grad_y(job.grad_y + n * job.grad_sample * job.item_bytes) {}
-
-  RowBlock x_rows(int64_t row, int64_t rows) const { return {x + row * job.x_step * job.item_bytes, job.x_step, rows}; }
-  RowBlock grad_rows(int64_t row, int64_t rows) const { return {grad_y + row * job.grad_step * job.item_bytes, job.grad_step, rows}; }
-};
-
-struct SqNorm {
-  double weight = 0, bias = 0;
-  void add(double weight_gradient, double bias_gradient) {
-    weight += weight_gradient * weight_gradient;
-    bias += bias_gradient * bias_gradient;
-  }
-};
-
-// Mean and variance from the sums of d = x - shift, over parts with one shift or with one each.
-struct Moments {
-  double mean = 0, variance = 0, about_shift = 0;  // about_shift: mean of d^2
-  // The squares of d lose digits of the variance when the shift is some deviations off the mean: then the sums are taken again.
-  bool too_far() const { return about_shift > 5 * variance; }
-};
-
-Moments moments_of(double inverse_count, double shift, double sum, double square) {
-  const double offset = sum * inverse_count, about_shift = square * inverse_count;
-  return {shift + offset, about_shift - offset * offset, about_shift};
-}
-
-// Space for one task.
-struct Scratch {
-  explicit Scratch(const Job& job)
-      : rows(job.channels_inner ? 0 : job.slice_groups * job.group_channels()),
-        width(padded(job.channels_inner ? job.channels : rows)),
-        shift(width),
-        memory(job.channels_inner ? 4 * width + kLanes : 0),
-        totals(4 * width) {
-    const auto address = reinterpret_cast<uintptr_t>(memory.data());
-    parts = memory.data() + (64 - address % 64) % 64 / sizeof(float);
-  }
-  int64_t rows, width;
-  std::vector<float> shift, memory;
-  std::vector<double> totals;  // by row [rows][2 or 4], by column [2 or 4][width]
-  float* parts;                // [2 or 4][width]
-};
 
 SqNorm given_rows(const Job& job, const Sample& sample, int64_t first, int64_t rows, Scratch& scratch) {
   double* const sums = scratch.totals.data();
@@ -92,35 +23,6 @@ SqNorm given_rows(const Job& job, const Sample& sample, int64_t first, int64_t r
   for (int64_t r = 0; r < rows; ++r) out.add(sums[2 * r + 1] * job.scale[first + r], sums[2 * r]);
   return out;
 }
-
-// The four sums of each channel of a group.
-struct GroupSums {
-  const double* sums;
-  const float* shift;
-  int64_t channel_step, sum_step, channels;
-  double at(int64_t c, int k) const { return sums[c * channel_step + k * sum_step]; }
-
-  Moments moments(double positions) const {
-    const double inverse_count = 1 / (positions * static_cast<double>(channels));
-    Moments out;
-    for (int64_t c = 0; c < channels; ++c) out.mean += at(c, 2) + positions * shift[c];
-    out.mean *= inverse_count;
-    for (int64_t c = 0; c < channels; ++c) {
-      const double off = out.mean - shift[c];
-      out.about_shift += at(c, 3);
-      out.variance += at(c, 3) - off * (2 * at(c, 2) - off * positions);
-    }
-    out.about_shift *= inverse_count;
-    out.variance *= inverse_count;
-    return out;
-  }
-
-  // Of a channel, the sum of grad_y (x - mean) is that of grad_y d without what the shift is off.
-  void add_squares(const Job& job, const Moments& moments, SqNorm& out) const {
-    const double scale = job.inverse_deviation(moments.variance);
-    for (int64_t c = 0; c < channels; ++c) out.add((at(c, 1) - (moments.mean - shift[c]) * at(c, 0)) * scale, at(c, 0));
-  }
-};
 
 // The first value of each group is the shift of its channels; where that is far off, the mean is.
 SqNorm group_rows(const Job& job, const Sample& sample, int64_t first, int64_t rows, Scratch& scratch) {
@@ -205,7 +107,7 @@ SqNorm group_columns(const Job& job, const Sample& sample, Scratch& scratch) {
   return out;
 }
 
-constexpr int64_t kNear = 4;  // most rows that are standardized before their products are taken, from the nearest cache
+constexpr int64_t kNear = 8;  // most rows that are standardized before their products are taken, from the nearest cache
 
 // How `count` rows from `row` on become x_hat.
 void standardize(const Job& job, const Sample& sample, int64_t row, int64_t count, Standard* standard) {
@@ -217,7 +119,7 @@ void standardize(const Job& job, const Sample& sample, int64_t row, int64_t coun
   job.loops.row_moments(rows, job.channels, shift, sums);
   for (int64_t r = 0; r < count; ++r) {
     if (job.kind == Kind::rms) {
-      standard[r] = {0, static_cast<float>(job.inverse_deviation(sums[2 * r + 1] * inverse_count)), 0};
+      standard[r] = {0, job.narrow_inverse_deviation(sums[2 * r + 1] * inverse_count), 0};
       continue;
     }
     Moments moments = moments_of(inverse_count, shift[r], sums[2 * r], sums[2 * r + 1]);
@@ -226,21 +128,16 @@ void standardize(const Job& job, const Sample& sample, int64_t row, int64_t coun
       job.loops.row_moments(sample.x_rows(row + r, 1), job.channels, shift + r, sums + 2 * r);
       moments = moments_of(inverse_count, shift[r], sums[2 * r], sums[2 * r + 1]);
     }
-    const double scale = job.inverse_deviation(moments.variance);
-    standard[r] = {shift[r], static_cast<float>(scale), static_cast<float>((shift[r] - moments.mean) * scale)};
+    const float scale = job.narrow_inverse_deviation(moments.variance);
+    standard[r] = {shift[r], scale, static_cast<float>(shift[r] - moments.mean) * scale};
   }
 }
 
 SqNorm position_columns(const Job& job, const Sample& sample, Scratch& scratch) {
-  const int64_t near = job.channels <= kShortRow ? kNear : 1;
   over_rows<2>(job, scratch, [&](int64_t first, int64_t rows, float* parts) {
-    for (int64_t row = first; row < first + rows; row += near) {
-      const int64_t count = first + rows - row < near ? first + rows - row : near;
+    for (int64_t row = first; row < first + rows; row += kNear) {
+      const int64_t count = first + rows - row < kNear ? first + rows - row : kNear;
       Standard standard[kNear];
-      if (near > 1) {
-        prefetch(sample.grad_rows(row, count), job.channels, job.item_bytes);
-        prefetch(sample.x_rows(row + count, count), job.channels, job.item_bytes);
-      }
       standardize(job, sample, row, count, standard);
       job.loops.standard_products(sample.x_rows(row, count), sample.grad_rows(row, count), job.channels, standard, parts);
     }

@@ -9,16 +9,16 @@ namespace fastqat {
 namespace {
 
 #define FASTQAT_UNROLLED _Pragma("GCC unroll 16")
+#define FASTQAT_INNER FASTQAT_TARGET FASTQAT_INLINE
 
 using Four = float __attribute__((vector_size(16)));
 constexpr int64_t kRun = 32 * kLanes;  // elements of a row that are summed in fp32
-constexpr int64_t kAhead = 4096;       // bytes between the rows that are worked on and those that are fetched
 
 #define FASTQAT_TARGET
 #define FASTQAT_WIDTH 4
 namespace baseline {
-#include "affine_level.h"
-}
+#include "affine_level_columns.h"
+}  // namespace baseline
 #undef FASTQAT_TARGET
 #undef FASTQAT_WIDTH
 
@@ -26,16 +26,16 @@ namespace baseline {
 #define FASTQAT_TARGET FASTQAT_TARGET_AVX2
 #define FASTQAT_WIDTH 8
 namespace avx2 {
-#include "affine_level.h"
-}
+#include "affine_level_columns.h"
+}  // namespace avx2
 #undef FASTQAT_TARGET
 #undef FASTQAT_WIDTH
 
 #define FASTQAT_TARGET FASTQAT_TARGET_AVX512
 #define FASTQAT_WIDTH 16
 namespace avx512 {
-#include "affine_level.h"
-}
+#include "affine_level_columns.h"
+}  // namespace avx512
 #undef FASTQAT_TARGET
 #undef FASTQAT_WIDTH
 #endif

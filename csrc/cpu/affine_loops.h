@@ -1,5 +1,5 @@
 // The loops over x and grad_y behind the gradient norms of affine layers: along rows of neighbours, or down columns of neighbours. They
-// are compiled for every level and storage type (affine_level.h); a job takes its own set from affine_loops().
+// are compiled for every level and storage type (affine_level_rows.h, affine_level_columns.h); a job takes its own set from affine_loops().
 //
 // Sums are fp32 over a fixed number of terms, in an order that no level changes.
 #pragma once
@@ -8,8 +8,7 @@
 
 namespace fastqat {
 
-constexpr int64_t kRowRun = 64;     // most rows of one call of a column loop, which adds up in fp32
-constexpr int64_t kShortRow = 512;  // columns up to which several rows are taken at once; longer rows stream well one by one
+constexpr int64_t kRowRun = 64;  // most rows of one call of a column loop, which adds up in fp32
 
 // Accumulators of a column loop lie side by side, each on a 64-byte boundary: vectors across two cache lines would halve its speed.
 inline int64_t padded(int64_t columns) { return ceil_div(columns, kLanes) * kLanes; }
@@ -19,13 +18,6 @@ struct RowBlock {
   const void* first;
   int64_t step, rows;
 };
-
-// Has rows fetched into the cache while others are worked on: several rows in turn are more streams than the hardware follows.
-inline void prefetch(const RowBlock& block, int64_t columns, int64_t item_bytes) {
-  for (int64_t r = 0; r < block.rows; ++r)
-    for (int64_t i = 0; i < columns * item_bytes; i += 64)
-      __builtin_prefetch(static_cast<const char*>(block.first) + r * block.step * item_bytes + i);
-}
 
 // x_hat of a row is (x - shift) * scale + offset.
 struct Standard {

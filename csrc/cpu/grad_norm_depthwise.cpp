@@ -9,8 +9,8 @@
 namespace fastqat {
 namespace {
 
-constexpr int64_t kDepthwiseChunk = 512;  // output positions at a time: both boxes stay near the first-level cache
-constexpr int64_t kWindow = 4096;         // positions of x at a time, unless a single output sees more
+constexpr int64_t kChunkFloats = 64 << 10;  // of grad_y at a time, and about as many of x: they stay in the second-level cache
+constexpr int64_t kMostPositions = 1024;
 constexpr int64_t kTaskGroups = 16 * kLanes;
 constexpr int kMostTaps = 8;  // of a line, summed at once
 
@@ -24,6 +24,9 @@ struct Job {
   float* inner;      // [samples][groups * outputs], or null
 
   int64_t parts() const { return ceil_div(layer.groups, kTaskGroups); }
+  int64_t blocks() const { return ceil_div(std::min(layer.groups, kTaskGroups), kLanes); }  // of a task, at most
+  int64_t x_block() const { return product(chunks.window) * kLanes; }
+  int64_t grad_block() const { return product(chunks.size) * kLanes; }
   int64_t terms() const { return layer.taps() + 1; }  // of a group: its taps and its bias
 };
 
@@ -111,42 +114,33 @@ FASTQAT_INLINE Part part_of(const Job& job, int64_t task) {
   return {task / job.parts(), first, std::min(first + kTaskGroups, job.layer.groups), task};
 }
 
-// The lanes' channels of a block of groups: number `first` of the `of_group` of each group.
+// The channels of the groups of a task: number `first` of the `of_group` of each group.
 template <class T>
-FASTQAT_INLINE BoxSource<T> lanes_of(const Job& job, const LayerTensor& tensor, int64_t sample, int64_t group, int64_t first,
-                                     int64_t of_group) {
-  return {tensor,
-          tensor.at<T>(sample, group * of_group + first),
-          tensor.channel * of_group,
-          std::min(job.layer.groups - group, int64_t{kLanes}),
-          kLanes,
+FASTQAT_INLINE BoxSource<T> lanes_of(const Job& job, const Part& part, const LayerTensor& tensor, int64_t first, int64_t of_group) {
+  return {tensor,       tensor.at<T>(part.sample, part.first * of_group + first), tensor.channel * of_group, part.last - part.first, kLanes,
           job.transpose};
 }
 
 struct Scratch {
   explicit Scratch(const Job& job)
-      : x(product(job.chunks.window) * kLanes), grad(product(job.chunks.size) * kLanes), sums(kTaskGroups * job.terms()) {}
+      : x(job.blocks() * job.x_block()), grad(job.blocks() * job.grad_block()), sums(job.blocks() * kLanes * job.terms()) {}
   Buffer x, grad, sums;
 };
 
-// One chunk of positions of a block. The next block is fetched meanwhile where channels are neighbours: its lines lie far apart.
+// One chunk of positions of all blocks of a task.
 template <class T>
-FASTQAT_INLINE void add_block(const Job& job, const Part& part, int64_t group, int64_t input, int64_t output, const Box& box,
-                              Scratch& scratch) {
+FASTQAT_INLINE void add_chunk(const Job& job, const Part& part, int64_t input, int64_t output, const Box& box, Scratch& scratch) {
   const Layer& layer = job.layer;
-  const Box window = job.chunks.inputs(layer, box);
-  load_box(lanes_of<T>(job, layer.x, part.sample, group, input, layer.channels), window, scratch.x.data());
-  load_box(lanes_of<T>(job, layer.grad, part.sample, group, output, layer.outputs), box, scratch.grad.data());
-  if (group + kLanes < part.last) {
-    const int64_t next = group + kLanes;
-    if (layer.x.channel == 1) prefetch_box(lanes_of<T>(job, layer.x, part.sample, next, input, layer.channels), window);
-    if (layer.grad.channel == 1) prefetch_box(lanes_of<T>(job, layer.grad, part.sample, next, output, layer.outputs), box);
+  load_blocks(lanes_of<T>(job, part, layer.x, input, layer.channels), job.chunks.inputs(layer, box), job.x_block(), scratch.x.data());
+  load_blocks(lanes_of<T>(job, part, layer.grad, output, layer.outputs), box, job.grad_block(), scratch.grad.data());
+  for (int64_t block = 0; block < ceil_div(part.last - part.first, kLanes); ++block) {
+    const float* const grad = scratch.grad.data() + block * job.grad_block();
+    float* const sums = scratch.sums.data() + block * kLanes * job.terms();
+    add_all_taps(job, scratch.x.data() + block * job.x_block(), grad, box.size, sums);
+    float* const bias = sums + layer.taps() * kLanes;
+    for (int64_t p = 0; job.bias && p < product(box.size); ++p)
+      for (int l = 0; l < kLanes; ++l) bias[l] += grad[p * kLanes + l];
   }
-  float* const sums = scratch.sums.data() + (group - part.first) * job.terms();
-  add_all_taps(job, scratch.x.data(), scratch.grad.data(), box.size, sums);
-  float* const bias = sums + layer.taps() * kLanes;
-  for (int64_t p = 0; job.bias && p < product(box.size); ++p)
-    for (int l = 0; l < kLanes; ++l) bias[l] += scratch.grad.data()[p * kLanes + l];
 }
 
 // The squared norm of a block's gradients [taps + 1][kLanes] from one input to one output channel of each group, the last of the bias.
@@ -177,10 +171,8 @@ FASTQAT_INLINE void apply_factors(const Job& job, const Part& part, int64_t grou
 
 template <class T>
 FASTQAT_INLINE double norm_of_pair(const Job& job, const Part& part, int64_t input, int64_t output, Scratch& scratch) {
-  fill_zero(scratch.sums.data(), kTaskGroups * job.terms());
-  for (int64_t c = 0; c < job.chunks.total(); ++c)
-    for (int64_t group = part.first; group < part.last; group += kLanes)
-      add_block<T>(job, part, group, input, output, job.chunks.outputs(job.layer, c), scratch);
+  fill_zero(scratch.sums.data(), job.blocks() * kLanes * job.terms());
+  for (int64_t c = 0; c < job.chunks.total(); ++c) add_chunk<T>(job, part, input, output, job.chunks.outputs(job.layer, c), scratch);
   double norm = 0;
   for (int64_t group = part.first; group < part.last; group += kLanes) {
     float* const sums = scratch.sums.data() + (group - part.first) * job.terms();
@@ -223,9 +215,9 @@ bool is_depthwise(const Layer& layer) {
 
 void depthwise_norms(const Layer& layer, const std::optional<Tensor>& mask, const std::optional<Tensor>& slope, const Tensor& sq_norm,
                      const std::optional<Tensor>& inner, bool bias) {
-  Job job{
-      layer,  make_chunks(layer, kDepthwiseChunk, kWindow), optional_data(mask), optional_data(slope), bias, transpose_kernel(), nullptr,
-      nullptr};
+  const int64_t task_groups = ceil_div(std::min(layer.groups, kTaskGroups), kLanes) * kLanes;
+  const Chunks chunks = make_chunks(layer, std::min(kChunkFloats / task_groups, kMostPositions), 3 * kChunkFloats / task_groups);
+  Job job{layer, chunks, optional_data(mask), optional_data(slope), bias, transpose_kernel(), nullptr, nullptr};
   std::vector<double> partials(static_cast<size_t>(layer.samples * job.parts()));
   job.partials = partials.data();
   if (inner) {

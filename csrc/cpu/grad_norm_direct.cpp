@@ -7,6 +7,7 @@
 
 #include "buffer.h"
 #include "grad_norm_depthwise.h"
+#include "grad_norm_factors.h"
 #include "grad_norm_plan.h"
 #include "levels.h"
 
@@ -32,8 +33,12 @@ struct Scratch {
         tiles(plan.chunked() ? (ceil_div(plan.task_vectors, kTileVectors) + 1) * (ceil_div(plan.task_outputs, kTileRows) + 1) * kTile
                              : kTile),
         inner(plan.task_outputs * kLanes),
-        bias(plan.task_outputs) {}
+        bias(plan.task_outputs),
+        mask(plan.factors ? plan.task_vectors * plan.task_outputs * kLanes : 0),
+        slope(plan.factors ? plan.task_vectors * plan.task_outputs * kLanes : 0) {}
   Buffer x, grad, tiles, inner, bias;
+  Buffer mask, slope;       // of the columns of a task, see pack_factors
+  int64_t factors_of = -1;  // the tasks that they are those of
 };
 
 struct Part {
@@ -133,12 +138,11 @@ FASTQAT_INLINE void load_window(const Job& job, const Part& part, const Box& box
   const Plan& plan = job.plan;
   const Layer& layer = plan.layer;
   const Box window = plan.chunks.inputs(layer, box);
-  for (int64_t block = part.block; block * plan.vectors_of_block < part.last; ++block, out += plan.window_block()) {
-    const int64_t channel = block * kLanes, channels = std::min(layer.channels - channel, plan.lanes);
-    const BoxSource<T> source{
-        layer.x, layer.x.at<T>(part.sample, part.group * layer.channels + channel), layer.x.channel, channels, plan.lanes, job.transpose};
-    load_box(source, window, out);
-  }
+  const int64_t channel = part.block * kLanes, end = ceil_div(part.last, plan.vectors_of_block) * kLanes;
+  const BoxSource<T> source{layer.x,         layer.x.at<T>(part.sample, part.group * layer.channels + channel),
+                            layer.x.channel, std::min(layer.channels, end) - channel,
+                            plan.lanes,      job.transpose};
+  load_blocks(source, window, plan.window_block(), out);
 }
 
 FASTQAT_INLINE float sum_of(const float* values, int64_t n) {
@@ -166,44 +170,24 @@ FASTQAT_INLINE void add_positions(const Rows& rows, const Triple& size, float* _
     }
 }
 
-// kLanes factors from `at` on, zero behind those that count; ones where there are none.
-FASTQAT_INLINE const float* factors_of(const float* factors, int64_t at, int lanes, float* scratch) {
-  if (factors && lanes == kLanes) return factors + at;
-  for (int l = 0; l < kLanes; ++l) scratch[l] = l < lanes ? (factors ? factors[at + l] : 1.0f) : 0.0f;
-  return scratch;
-}
-
-// Squares with the mask, and products with the slope, of one vector of a tile: inner [rows][kLanes].
-FASTQAT_INLINE void add_factored(const Job& job, const float* tile, int rows, int64_t output, const Vector& vector, double* lanes,
-                                 float* inner) {
-  float squares[kLanes] = {}, scratch[2][kLanes];
-  for (int r = 0; r < rows; ++r) {
-    const int64_t at = (output + r) * job.plan.layer.columns() + vector.column;
-    const float* __restrict g = tile + r * kTileColumns;
-    const float* __restrict mask = factors_of(job.mask, at, vector.lanes, scratch[0]);
-    for (int l = 0; l < kLanes; ++l) squares[l] += (g[l] * mask[l]) * (g[l] * mask[l]);
-    if (!job.slope) continue;
-    const float* __restrict slope = factors_of(job.slope, at, vector.lanes, scratch[1]);
-    float* __restrict sums = inner + r * kLanes;
-    for (int l = 0; l < kLanes; ++l) sums[l] += g[l] * slope[l];
-  }
-  for (int l = 0; l < kLanes; ++l) lanes[l] += squares[l];
-}
-
 // Sums of a task over the tiles that are done.
 struct TaskSums {
   double lanes[kLanes];
   float* inner;  // [outputs][kLanes]
 };
 
-FASTQAT_INLINE void finish_tile(const Job& job, const Part& part, const GemmTile& t, int64_t output, const Vector* vectors,
+FASTQAT_INLINE void finish_tile(const Job& job, const Part& part, const GemmTile& t, int64_t output, int64_t first, const Scratch& scratch,
                                 TaskSums& sums) {
-  const int64_t first = part.group * job.plan.layer.outputs + part.output + output;
-  for (int v = 0; v < t.vectors; ++v)
-    if (t.squares)
+  const Vector* const vectors = job.plan.vectors.data() + first;
+  for (int v = 0; v < t.vectors; ++v) {
+    if (t.squares) {
       for (int l = 0; l < kLanes; ++l) sums.lanes[l] += keep_if(l < vectors[v].lanes, t.sums[v * kLanes + l]);
-    else
-      add_factored(job, t.c + v * kLanes, t.rows, first, vectors[v], sums.lanes, sums.inner + output * kLanes);
+      continue;
+    }
+    const int64_t at = ((first + v - part.first) * part.outputs + output) * kLanes;
+    const float* const slope = job.slope ? scratch.slope.data() + at : nullptr;
+    add_factored(t.c + v * kLanes, t.rows, scratch.mask.data() + at, slope, sums.lanes, sums.inner + output * kLanes);
+  }
 }
 
 // Calls body(vector, count, index) for the range of a task in groups of at most kTileVectors, as even as can be.
@@ -248,7 +232,7 @@ struct MultiplyTiles {
       t.a = rows.at(o);
       t.c = scratch.tiles.data() + (plan.chunked() ? (index * panels + (output + o) / kTileRows) * kTile : 0);
       job.multiply(t);
-      if (ends) finish_tile(job, part, t, output + o, used, sums);
+      if (ends) finish_tile(job, part, t, output + o, v, scratch, sums);
     }
   }
 };
@@ -293,6 +277,12 @@ FASTQAT_INLINE void run_task(const Job& job, int64_t task, Scratch& scratch) {
   const Plan& plan = job.plan;
   const Part part = part_of(plan, task);
   TaskSums sums{{}, scratch.inner.data()};
+  if (plan.factors && scratch.factors_of != task / plan.layer.samples) {
+    const int64_t row = part.group * plan.layer.outputs + part.output;
+    pack_factors(plan, job.mask, row, part.outputs, part.first, part.last, scratch.mask.data());
+    if (job.slope) pack_factors(plan, job.slope, row, part.outputs, part.first, part.last, scratch.slope.data());
+    scratch.factors_of = task / plan.layer.samples;
+  }
   fill_zero(scratch.inner.data(), job.slope ? part.outputs * kLanes : 0);
   fill_zero(scratch.bias.data(), part.outputs);
   const int64_t chunks = plan.chunks.total();

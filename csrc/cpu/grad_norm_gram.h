@@ -13,7 +13,7 @@
 namespace fastqat {
 
 constexpr int64_t kSide = kTileColumns;  // positions of a tile
-constexpr int64_t kDepth = 128;          // channels multiplied at a time: both operands and the tile fit the first-level cache
+constexpr int64_t kDepth = 128;          // channels multiplied at a time, about what fits the first-level cache
 
 // An element of the weight's gradient that the mask clears: output channel of the group, tap * C + channel.
 struct Entry {

@@ -9,6 +9,8 @@
 
 namespace fastqat {
 
+constexpr int64_t kFetchedLines = 32;  // of the cache, asked for ahead of those that are read
+
 // Positions along depth, height and width; a box of x may reach beyond its borders, where it reads zero.
 struct Box {
   Triple begin, size;
@@ -38,17 +40,6 @@ struct LineSource {
   int64_t channels, lanes;
   Transpose transpose;
 };
-
-// Channels side by side in memory.
-template <class T>
-FASTQAT_INLINE void copy_line(const LineSource<T>& from, int64_t n, float* __restrict out) {
-  const T* __restrict data = from.data;
-  for (int64_t i = 0; i < n; ++i) {
-    __builtin_prefetch(data + (i + 8) * from.step);
-    FASTQAT_INDEPENDENT
-    for (int l = 0; l < kLanes; ++l) out[i * kLanes + l] = widen(data[i * from.step + l]);
-  }
-}
 
 FASTQAT_INLINE void transpose_block(const LineSource<float>& from, int64_t i, float* out) {
   from.transpose(from.data + i, from.channel, out + i * kLanes);
@@ -87,7 +78,6 @@ FASTQAT_INLINE void gather_line(const LineSource<T>& from, int64_t n, float* out
 template <class T>
 FASTQAT_INLINE void load_line(const LineSource<T>& from, int64_t n, float* out) {
   const bool whole = from.lanes == kLanes && from.channels == kLanes;
-  if (whole && from.channel == 1) return copy_line(from, n, out);
   if (whole && from.step == 1 && n >= kLanes) return transpose_line(from, n, out);
   gather_line(from, n, out);
 }
@@ -158,13 +148,42 @@ FASTQAT_INLINE void load_box(const BoxSource<T>& from, const Box& box, float* ou
   }
 }
 
-// Brings the lines of the cache nearer in which the channels of a box lie side by side.
+// One block of kLanes channels at one position; `channels` are left.
 template <class T>
-FASTQAT_INLINE void prefetch_box(const BoxSource<T>& from, const Box& box) {
-  const Range planes = inside(box, from.tensor, 0), lines = inside(box, from.tensor, 1), columns = inside(box, from.tensor, 2);
-  for (int64_t p = planes.begin; p < planes.end; ++p)
-    for (int64_t q = lines.begin; q < lines.end; ++q)
-      for (int64_t w = columns.begin; w < columns.end; ++w) __builtin_prefetch(from.at(p, q, w), 0, 2);
+FASTQAT_INLINE void copy_lanes(const T* __restrict from, int64_t channels, float* __restrict out) {
+  if (channels >= kLanes) {
+    FASTQAT_INDEPENDENT
+    for (int l = 0; l < kLanes; ++l) out[l] = widen(from[l]);
+  } else {
+    for (int l = 0; l < kLanes; ++l) out[l] = l < channels ? widen(from[l]) : 0.0f;
+  }
+}
+
+// Blocks of kLanes of the source's channels, each a box of its own, `stride` apart. Channels side by side are read for all blocks at once.
+template <class T>
+FASTQAT_INLINE void load_blocks(const BoxSource<T>& from, const Box& box, int64_t stride, float* out) {
+  if (from.channel != 1 || from.lanes != kLanes) {
+    for (int64_t c = 0; c < from.channels; c += kLanes, out += stride) {
+      const int64_t channels = std::min(from.channels - c, int64_t{kLanes});
+      load_box(BoxSource<T>{from.tensor, from.data + c * from.channel, from.channel, channels, from.lanes, from.transpose}, box, out);
+    }
+    return;
+  }
+  const int64_t ahead = ceil_div(kFetchedLines * kLanes, from.channels) * from.tensor.stride[2];
+  for (int64_t p = box.begin[0]; p < box.begin[0] + box.size[0]; ++p)
+    for (int64_t q = box.begin[1]; q < box.begin[1] + box.size[1]; ++q)
+      for (int64_t w = box.begin[2]; w < box.begin[2] + box.size[2]; ++w, out += kLanes) {
+        const T* const source = from.at(p, q, w);
+        const bool exists = p >= 0 && p < from.tensor.size[0] && q >= 0 && q < from.tensor.size[1] && w >= 0 && w < from.tensor.size[2];
+        float* block = out;
+        for (int64_t c = 0; c < from.channels; c += kLanes, block += stride) {
+          __builtin_prefetch(source + c + ahead);
+          if (exists)
+            copy_lanes(source + c, from.channels - c, block);
+          else
+            fill_zero(block, kLanes);
+        }
+      }
 }
 
 }  // namespace fastqat

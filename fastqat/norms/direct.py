@@ -2,9 +2,9 @@
 
 A `TorchFunctionMode` sees every function of torch that a parameter is given to. In place of the parameter the function gets rows
 ``[N, *shape]``, the same values for each sample without a copy, whose gradient arrives per sample. It follows what touches the parameter
-only, and products and sums with tensors that have the samples in dimension 0; everything else is refused, or left to torch.func. It also
-notices a layer's parameter that is read outside of its layer, as a tied output layer does: its gradient would be missed. Functions that
-are the forward of a layer with a rule, as `F.linear`, are measured by the rule.
+only, and products and sums with tensors that have the samples in dimension 0; everything else is refused, or left to torch.func. Functions
+that are the forward of a layer with a rule, as `F.linear`, are measured by the rule. All this holds for a layer's parameters too where they
+are read outside of the layer, as by a tied output layer: watching layers alone would miss it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .._errors import InputError
 from .calls import Call, in_backward
 from .functional import Applied, recognise
 from .spread import Spread, follow, is_passive, spreads_in
+from .taps import Receive
 from .targets import NO_RULE, Target
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Reads(TorchFunctionMode):
         if applied is not None and self._measurable(applied, calls):
             return self._apply(func, args, kwargs, applied)
         for key, call in calls.items():
-            if call is None and all(owner.how != "direct" for owner in self._owners[key]):
+            if call is None and any(owner.how == "quantized" for owner in self._owners[key]):
                 self._refuse_outside(func, key)
         return self._follow(func, args, kwargs)
 
@@ -197,14 +198,28 @@ class Reads(TorchFunctionMode):
             return parameter
         if key in self._spreads and not in_backward():
             return self._spreads[key]
-        assert self._pass.samples is not None
         self._count(key)
-        rows = parameter.expand(self._pass.samples, *parameter.shape)
-        rows = self._pass.taps.watch(rows, (), partial(self._deliver, parameter), self._owners[key][0].label)
-        spread = Spread.of(parameter, rows, frozenset((key,)))
+        spread = self._spread_of(parameter, (), partial(self._deliver, parameter), self._owners[key][0])
         if not in_backward():
             self._spreads[key] = spread
         return spread
+
+    def spread_output(self, call: Call, x: Tensor, y: Tensor) -> Spread:
+        """The output of a layer that read the same for all samples, as the positions of tokens: each sample gets a copy."""
+        target = call.target
+
+        def deliver(inputs: tuple[Tensor, ...], grads: Tensor) -> None:
+            assert target.rule is not None
+            self._pass.arrived(grads)
+            rows = inputs[0].expand(grads.shape[0], *inputs[0].shape)
+            self._pass.collector.add_layer(target.name, target.rule, target.module, rows, grads, target.parameters)
+
+        return self._spread_of(y, (x,), deliver, target)
+
+    def _spread_of(self, values: Tensor, inputs: tuple[Tensor, ...], receive: Receive, target: Target) -> Spread:
+        assert self._pass.samples is not None
+        rows = self._pass.taps.watch(values.expand(self._pass.samples, *values.shape), inputs, receive, target.label)
+        return Spread.of(values, rows, frozenset((id(values),)) if id(values) in self._owners else target.keys)
 
     def _deliver(self, parameter: Tensor, inputs: tuple[Tensor, ...], grads: Tensor) -> None:
         self._pass.arrived(grads)
@@ -216,8 +231,9 @@ class Reads(TorchFunctionMode):
         target = self._owners[key][0]
         if not self._pass.func:
             raise InputError(
-                f"{target.label} gives a parameter of its own to {_name(func)}, through which it cannot be followed; accepted: sums and "
-                f"products with tensors of the batch, and what is made of the parameter alone. For the rest {NO_RULE}"
+                f"a parameter of {target.label} is given to {_name(func)}, through which it cannot be followed; accepted: sums and "
+                "products with tensors of the batch, and what is made of the parameter alone. A penalty on parameters is no part of a "
+                f"sample's loss: move it out of the block. For the rest {NO_RULE}"
             )
         if call is None or not self._homes.get(key, set()) <= {call}:
             raise InputError(
@@ -229,8 +245,8 @@ class Reads(TorchFunctionMode):
     def _refuse_outside(self, func: Any, key: int) -> NoReturn:
         target = self._owners[key][0]
         raise InputError(
-            f"a parameter of {target.label} is given to {_name(func)} outside of that layer's forward, so a part of its gradient would be "
-            "missed. Call the layer instead, or move the operation out of the block (a penalty on weights is no part of a sample's loss)"
+            f"a parameter of {target.label} is given to {_name(func)} outside of that layer's forward, and a quantized layer only measures "
+            "itself. Call the layer instead, leave it float, or move the operation out of the block"
         )
 
 

@@ -58,6 +58,7 @@ class Pass:
         self.open_calls: list[Call] = []
         self.muted = False
         self._forwards = 0
+        self._inputs: set[int] = set()
         self._device: torch.device | None = None
         self._undo: list[Callable[[], Any]] = []
 
@@ -119,6 +120,10 @@ class Pass:
                 "parameters that train"
             )
 
+    def is_input(self, tensor: Tensor) -> bool:
+        """Whether it is, or is a part of, what the model was given."""
+        return tensor.untyped_storage().data_ptr() in self._inputs
+
     def arrived(self, grad: Tensor) -> None:
         """A gradient has come to a watched layer."""
         self._device = self._device or grad.device
@@ -133,9 +138,10 @@ class Pass:
         self._forwards += 1
         if self._forwards > 1:
             raise InputError("a second forward pass of the model in one block; accepted: one. Use a new block for each pass")
-        tensor = next((x for x in _pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dim()), None)
-        if tensor is not None:
-            self.samples = tensor.shape[0]
+        tensors = [x for x in _pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dim()]
+        if tensors:
+            self.samples = tensors[0].shape[0]
+        self._inputs = {x.untyped_storage().data_ptr() for x in tensors}
 
     def _count(self, target: Target) -> None:
         self.calls[target.module] += 1

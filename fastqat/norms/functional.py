@@ -9,27 +9,28 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .rules import Rule, find_rule
+from .rules import Rule
+from .rules.registry import rule_of
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1, "padding_idx": None, "padding_mode": "zeros"}
 
 
 class Signature(NamedTuple):
-    """The layer that a function is the forward of, made with as few features as possible, and the names of the function's arguments."""
+    """The type of layer that a function is the forward of, and the names of the function's arguments."""
 
-    layer: nn.Module
+    layer: type[nn.Module]
     arguments: tuple[str, ...]
 
 
 _SIGNATURES: dict[Callable[..., Any], Signature] = {
-    F.linear: Signature(nn.Linear(1, 1), ("input", "weight", "bias")),
-    F.conv1d: Signature(nn.Conv1d(1, 1, 1), _CONV),
-    F.conv2d: Signature(nn.Conv2d(1, 1, 1), _CONV),
-    F.conv3d: Signature(nn.Conv3d(1, 1, 1), _CONV),
-    F.layer_norm: Signature(nn.LayerNorm(1), ("input", "normalized_shape", "weight", "bias", "eps")),
-    F.rms_norm: Signature(nn.RMSNorm(1), ("input", "normalized_shape", "weight", "eps")),
-    F.group_norm: Signature(nn.GroupNorm(1, 1), ("input", "num_groups", "weight", "bias", "eps")),
+    F.linear: Signature(nn.Linear, ("input", "weight", "bias")),
+    F.conv1d: Signature(nn.Conv1d, _CONV),
+    F.conv2d: Signature(nn.Conv2d, _CONV),
+    F.conv3d: Signature(nn.Conv3d, _CONV),
+    F.layer_norm: Signature(nn.LayerNorm, ("input", "normalized_shape", "weight", "bias", "eps")),
+    F.rms_norm: Signature(nn.RMSNorm, ("input", "normalized_shape", "weight", "eps")),
+    F.group_norm: Signature(nn.GroupNorm, ("input", "num_groups", "weight", "bias", "eps")),
 }
 
 
@@ -45,10 +46,10 @@ class Applied(NamedTuple):
 def recognise(func: Any, args: Any, kwargs: Any, samples: int) -> Applied | None:
     """The layer that this call is, if it is one on a batch."""
     signature = _SIGNATURES.get(func)
-    rule = None if signature is None else find_rule(signature.layer)
+    rule = None if signature is None else rule_of(signature.layer)
     if signature is None or rule is None:
         return None
-    values = {**_DEFAULTS, "eps": getattr(signature.layer, "eps", None), **dict(zip(signature.arguments, args, strict=False)), **kwargs}
+    values = {**_DEFAULTS, "eps": None if func is F.rms_norm else 1e-5, **dict(zip(signature.arguments, args, strict=False)), **kwargs}
     x, parameters = values.pop("input"), {name: values[name] for name in ("weight", "bias") if values.get(name) is not None}
     if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[0] != samples or "weight" not in parameters:
         return None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from .._errors import InputError
 from ..nn.layer import QuantLayer
@@ -21,9 +22,24 @@ def after_rule(measured: Pass, call: Call, y: Any) -> Tensor:
     """Watch the output of a layer that has a rule."""
     target = call.target
     x, y = call.single(y)
+    if isinstance(target.module, nn.Embedding):
+        if measured.samples is not None and x.dim() and x.shape[0] != measured.samples:
+            return measured.reads.spread_output(call, x, y)
+        _check_ids(measured, target, x)
     measured.check_batch(x, target, "input")
     measured.check_batch(y, target, "output")
     return measured.taps.watch(y, (x,), partial(_apply_rule, measured, target), target.label)
+
+
+def _check_ids(measured: Pass, target: Target, ids: Tensor) -> None:
+    """One id for each sample must not be the positions of as many tokens."""
+    if ids.dim() != 1 or ids.shape[0] < 2 or measured.is_input(ids):
+        return
+    if torch.equal(ids, torch.arange(ids.shape[0], dtype=ids.dtype, device=ids.device)):
+        raise InputError(
+            f"{target.label} was given 0 to {ids.shape[0] - 1}, which may be one id for each of the {ids.shape[0]} samples, or the "
+            "positions of as many tokens; pass positions as [1, T], or another number of samples"
+        )
 
 
 def _apply_rule(measured: Pass, target: Target, inputs: tuple[Tensor, ...], grad_y: Tensor) -> None:

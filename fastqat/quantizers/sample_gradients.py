@@ -32,23 +32,31 @@ def stand_ins(quantizer: Quantizer) -> Iterator[dict[str, nn.Parameter]]:
 class ArgumentChain:
     """The way from scale and zero point to the parameters of `quantizer`, as they are when it quantizes `x`.
 
+    Entry i of scale and zero point must depend on entry i of a parameter, or on one that has a single entry.
+
     Attributes:
         scale, zero_point: whether a parameter moves them.
     """
 
     def __init__(self, quantizer: Quantizer, x: Tensor):
-        with stand_ins(quantizer) as self._leaves:
-            self._outputs = quantizer.current(x)
-        self.scale, self.zero_point = (each is not None and each.requires_grad for each in self._outputs)
+        self._slopes: list[dict[str, Tensor]] = []
+        with stand_ins(quantizer) as leaves:
+            for output in quantizer.current(x):
+                moved = output is not None and output.requires_grad
+                self._slopes.append(_argument_slopes(output, leaves) if moved else {})
+        self._sizes = {name: leaf.numel() for name, leaf in leaves.items()}
+        self.scale, self.zero_point = (bool(each) for each in self._slopes)
 
     def __call__(self, scale: Tensor, zero_point: Tensor) -> dict[str, Tensor]:
         """Gradients ``[N, numel]`` of the parameters from those ``[N, scales]`` of scale and zero point, empty where nothing moves one."""
-        pairs = [(out, grad) for out, grad in zip(self._outputs, (scale, zero_point), strict=True) if out is not None and grad.dim() == 2]
-        if not pairs or not pairs[0][1].numel():
-            return {}
-        outputs = [out for out, _ in pairs]
-        grads = [grad.reshape(-1, *out.shape).to(out.dtype) for out, grad in pairs]
-        return pulled_back(outputs, self._leaves, grads)
+        ways = [{name: grad * slope for name, slope in each.items()} for each, grad in zip(self._slopes, (scale, zero_point), strict=True)]
+        return {name: grad if grad.shape[1] == self._sizes[name] else grad.sum(1, keepdim=True) for name, grad in added(*ways).items()}
+
+
+def _argument_slopes(output: Tensor, leaves: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    probe = torch.ones_like(output).requires_grad_()
+    pulled = torch.autograd.grad(output, list(leaves.values()), probe, create_graph=True, allow_unused=True)
+    return {name: slope.flatten() for name, slope in slopes(leaves, probe, pulled).items()}
 
 
 def added(*found: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -57,12 +65,6 @@ def added(*found: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, each in (pair for part in found for pair in part.items()):
         total[name] = total[name] + each if name in total else each
     return total
-
-
-def pulled_back(outputs: Sequence[Tensor], leaves: dict[str, nn.Parameter], grads: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The gradients ``[n, numel]`` of those `leaves` that `outputs` depend on, for `grads` ``[n, *output.shape]``."""
-    found = torch.autograd.grad(outputs, list(leaves.values()), grads, retain_graph=True, allow_unused=True, is_grads_batched=True)
-    return {name: each.flatten(1) for name, each in zip(leaves, found, strict=True) if each is not None}
 
 
 def slopes(leaves: dict[str, nn.Parameter], probe: Tensor, pulled: Sequence[Tensor | None]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from ..ops.grad_norm.geometry import lift
 from ..ops.grad_norm.op import grad_sq_norm, inner_products
 from ..ops.quant_layer.weight_norms import Product
 from .base import Quantizer
-from .sample_gradients import pulled_back, slopes, stand_ins
+from .sample_gradients import slopes, stand_ins
 
 MOST_PIVOTS = 4
 """Each costs as much as a forward pass of the layer; with more of them G is formed."""
@@ -85,7 +85,13 @@ def _formed(y: Tensor, inputs: dict[str, nn.Parameter], product: Product, mask: 
     """Any transform, by differentiating it with the gradients of a few samples at a time, which go through memory."""
     parts: dict[str, list[Tensor]] = {}
     for gradient in product.gradients(y.shape):
-        for name, each in pulled_back([y], inputs, [gradient.mul_(mask).to(y.dtype)]).items():
+        for name, each in _pulled_back(y, inputs, gradient.mul_(mask).to(y.dtype)).items():
             parts.setdefault(name, []).append(each.square().sum(1) if name == _WEIGHT else each)
     found = {name: torch.cat(each) for name, each in parts.items()}
     return found.pop(_WEIGHT, None), found
+
+
+def _pulled_back(y: Tensor, inputs: dict[str, nn.Parameter], grads: Tensor) -> dict[str, Tensor]:
+    """The gradients ``[n, numel]`` of those `inputs` that move `y`, for `grads` ``[n, *y.shape]``."""
+    found = torch.autograd.grad(y, list(inputs.values()), grads, retain_graph=True, allow_unused=True, is_grads_batched=True)
+    return {name: each.flatten(1) for name, each in zip(inputs, found, strict=True) if each is not None}

@@ -115,7 +115,7 @@ REFUSED = {
 def test_refused_and_left_to_func(case, trained):
     function, name = REFUSED[case]
     net = net_with(function, p=(6, 6)).requires_grad_(trained)
-    with pytest.raises(fq.InputError, match=rf"the model \(Net\) gives a parameter of its own to {name}"):
+    with pytest.raises(fq.InputError, match=rf"a parameter of the model \(Net\) is given to {name}"):
         measure(net, *TOKENS)
     if case != "changed in place":  # by a mean over the samples
         check(net, *TOKENS, unknown="func")
@@ -233,6 +233,7 @@ FUNCTIONS = {
     "used twice": (lambda n, x: F.linear(F.linear(x, n.w).tanh(), n.w, n.b), {"w": (6, 6), "b": (6,)}),
     "used in two ways": (lambda n, x: F.linear(x, n.w) * n.w.sum(0), {"w": (6, 6)}),
     "tied to a layer": (lambda n, x: F.linear(n.stem(x).tanh(), n.stem.weight), {}),
+    "a row of a layer's weight": (lambda n, x: x * n.stem.weight[2] + n.stem.bias.exp(), {}),
 }
 
 

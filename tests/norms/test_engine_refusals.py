@@ -10,7 +10,7 @@ from torch import nn
 
 import fastqat as fq
 
-from .per_sample import assert_close, measure, norm_of, sample_grads
+from .per_sample import assert_close, check, measure, norm_of, sample_grads
 from .test_engine import Net, batch, small
 
 
@@ -191,7 +191,7 @@ def test_layer_with_two_outputs():
             y = x @ self.weight.T + self.bias
             return y, y
 
-    with pytest.raises(fq.InputError, match=r"body \(Two\) gives a parameter of its own to matmul"):  # its rule is not inherited
+    with pytest.raises(fq.InputError, match=r"a parameter of body \(Two\) is given to matmul"):  # its rule is not inherited
         measure(Net(lambda n, x: n.body(x)[0], body=Two(6, 5)), *batch(4, (6,)))
 
 
@@ -199,13 +199,33 @@ def test_layer_with_two_outputs():
 def test_layer_parameter_read_outside_its_layer(trained):
     torch.manual_seed(0)
     net = Net(lambda n, x: n.body(x) @ n.body.weight.T, body=nn.Linear(6, 6)).requires_grad_(trained)
-    with pytest.raises(fq.InputError, match=r"a parameter of body \(Linear\) is given to the attribute T outside of that layer's forward"):
+    with pytest.raises(fq.InputError, match=r"a parameter of body \(Linear\) is given to matmul, through which it cannot be followed"):
         measure(net, *batch(4, (6,)))
+    net = Net(lambda n, x: n.body(x) * n.body.weight[0], body=fq.nn.QuantLinear(6, 6)).requires_grad_(trained)
+    with pytest.raises(fq.InputError, match=r"body \(QuantLinear\) is given to __getitem__ outside of that layer's forward"):
+        measure(net, *batch(4, (6,)))
+
+
+@pytest.mark.parametrize("samples", [3, 6])
+def test_positions_that_look_like_one_id_per_sample(samples):
+    """Positions have no batch: found by their number, refused where it is that of the samples."""
+    pytest.importorskip("fastqat.norms.rules.embedding")
+    torch.manual_seed(0)
+    net = Net(lambda n, x: n.head((x + n.place(torch.arange(6))).tanh().mean(1)), place=nn.Embedding(8, 6), head=nn.Linear(6, 5))
+    if samples == 3:
+        check(net, *batch(samples, (6, 6)))
+    else:
+        with pytest.raises(fq.InputError, match=r"place \(Embedding\) was given 0 to 5, which may be"):
+            measure(net, *batch(samples, (6, 6)))
+    net.function = lambda n, x: n.head((x + n.place(torch.arange(6)[None])).tanh().mean(1))
+    check(net, *batch(samples, (6, 6)))
+    net.function = lambda n, x: n.head(n.place(x))  # one id per sample, given to the model
+    check(net, torch.arange(samples), batch(samples)[1])
 
 
 def test_penalty_on_the_weights_is_no_samples_loss():
     model, (x, y) = small(), batch(4)
-    with pytest.raises(fq.InputError, match="a penalty on weights"), fq.per_sample_grad_norms(model):
+    with pytest.raises(fq.InputError, match="A penalty on parameters"), fq.per_sample_grad_norms(model):
         (F.cross_entropy(model(x), y) + sum(p.square().sum() for p in model.parameters())).backward()
 
 

@@ -64,14 +64,18 @@ class Problem(NamedTuple):
             return norms, torch.zeros(len(self.x), 0, dtype=torch.float64)
         return norms, (inputs * self.grad_y.double().abs()).sum((2, 3, 4)) * self.slope.double().flatten(1).norm(dim=1)
 
-    def check(self, backend: str, form: Form = "direct", device: str = "cpu") -> None:
-        """Relative error at most 1e-5, where nothing cancels; where something does, a few roundings of what is added up."""
-        results = zip(self.run(backend, form, device), self.oracle(), self.sizes(), strict=True)
-        for what, (got, want, size) in zip(("norms", "inner products"), results, strict=True):
+    def check(self, backend: str, form: Form = "direct", device: str = "cpu") -> tuple[Tensor, Tensor]:
+        """Relative error at most 1e-5, where nothing cancels; where something does, a few roundings of what is added up.
+
+        Returns what it checked.
+        """
+        results = self.run(backend, form, device)
+        for what, got, want, size in zip(("norms", "inner products"), results, self.oracle(), self.sizes(), strict=True):
             assert got.dtype == torch.float32 and got.shape == want.shape, (what, got.dtype, got.shape, want.shape)
             error, allowed = (got.cpu().double() - want).abs(), 1e-5 * want.abs() + 3e-7 * size
             assert bool((error <= allowed).all()), f"{what}: {got.tolist()} against {want.tolist()}"
-        assert bool((self.run(backend, form, device)[0] >= 0).all())
+        assert bool((results[0] >= 0).all())
+        return results
 
 
 def _sliced(x: Tensor) -> Tensor:

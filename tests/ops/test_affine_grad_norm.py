@@ -225,8 +225,8 @@ for shape, dtype in itertools.product([(64, 64, 1024), (64, 192, 64), (8, 8192, 
         for i, launch in enumerate(launches):
             for arch in (80, 90, 100) if shape[0] == 64 and i == 0 else (90,):
                 binary = binary_of(variant(launch, "affine"), arch)
-                narrow = launch.given["x_ptr"].stride(1) == 1 and "groups" in launch.given  # two channels of a group are neighbours
-                assert narrow or "ld.global.v4" in binary.asm["ptx"] or dtype == torch.bfloat16, (shape, layout, i)
+                if i < 2 and dtype == torch.float32:
+                    assert "ld.global.v4" in binary.asm["ptx"], f"{shape} {layout}: x and grad_y are not read 128 bits at a time"
 """
 
 

@@ -1,9 +1,10 @@
-"""The Gram forms of `grad_sq_norm` on the CPU, each forced by name, and the choice of a form by count."""
+"""The Gram forms of `grad_sq_norm` in C++, each forced by name, and the choice of a form."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
 
 import hypothesis.strategies as st
 import pytest
@@ -11,244 +12,207 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from fastqat import use_backend
 from fastqat._backend import NATIVE_REASON
 from fastqat.ops.grad_norm.forms import FORMS, Form, cheapest, count
 from fastqat.ops.grad_norm.geometry import LINEAR, Geometry, positions_last
-from fastqat.ops.grad_norm.op import grad_sq_norm
+from fastqat.testing import assert_same_bits
 
-pytestmark = pytest.mark.skipif(NATIVE_REASON is not None, reason=str(NATIVE_REASON))
+from .grad_norm_problems import DTYPES, LAYOUTS, Problem, conv, problem, problems
+
+native = pytest.mark.skipif(NATIVE_REASON is not None, reason=str(NATIVE_REASON))
 GRAM_FORMS: tuple[Form, ...] = ("gram", "shifted")
-LEVELS = ("avx512", "avx2", "baseline")
-TOLERANCE = 1e-6  # of (Σ ‖g_t‖ ‖u_t‖)², what the pairs of positions add up to when nothing cancels: 8 roundings of fp32
+both_forms = pytest.mark.parametrize("form", GRAM_FORMS)
 
 
-class Problem(NamedTuple):
-    x: Tensor
-    grad_y: Tensor
-    geometry: Geometry
-    mask: Tensor | None = None
-    bias: bool = True
-
-    def norms(self, form: Form) -> Tensor:
-        with use_backend("cpu"):
-            return grad_sq_norm(self.x, self.grad_y, self.mask, None, self.geometry.encode(), self.bias, form)[0]
-
-    def oracle(self) -> Tensor:
-        """A loop of single-sample autograd in fp64."""
-        weight = torch.zeros(self.geometry.weight_shape(self.x, self.grad_y), dtype=torch.float64, requires_grad=True)
-        bias = torch.zeros(self.grad_y.shape[1], dtype=torch.float64, requires_grad=True)
-        groups, _, *rest = self.geometry
-        stride, padding, dilation = rest
-        norms = []
-        for x, grad_y in zip(self.x.double(), self.grad_y.double(), strict=True):
-            y = torch.nn.functional.conv3d(x[None], weight, bias, stride, padding, dilation, groups)
-            grads = torch.autograd.grad(y, (weight, bias), grad_y[None])
-            masked = grads[0] if self.mask is None else grads[0] * self.mask
-            norms.append(masked.square().sum() + (grads[1].square().sum() if self.bias else 0))
-        return torch.stack(norms) if norms else torch.zeros(0, dtype=torch.float64)
-
-    def size(self) -> Tensor:
-        """(Σ ‖g_t‖ ‖u_t‖)², with the bias as one more input of ones."""
-        groups, kernel, *rest = self.geometry
-        ones = torch.ones(1, self.x.shape[1], *kernel, dtype=torch.float64)
-        u_sq = torch.nn.functional.conv3d(self.x.double().square(), ones, None, *rest)[:, 0] + self.bias
-        g_sq = self.grad_y.double().square().sum(1)
-        return (u_sq * g_sq).sqrt().sum((1, 2, 3)).square()
-
-    def check(self, form: Form, tolerance: float = TOLERANCE) -> None:
-        got, want = self.norms(form), self.oracle()
-        assert got.dtype == torch.float32 and got.shape == want.shape
-        assert (got >= 0).all()
-        assert ((got - want).abs() <= tolerance * self.size()).all(), (form, got, want)
+def _linear(samples: int, positions: int, inputs: int, outputs: int) -> Problem:
+    random = torch.Generator().manual_seed(positions)
+    x, grad_y = (torch.randn(samples, positions, features, generator=random) for features in (inputs, outputs))
+    return Problem(positions_last(x), positions_last(grad_y), LINEAR)
 
 
-LAYOUTS = {
-    "contiguous": lambda t: t.contiguous(),
-    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last_3d),
-    "sliced": lambda t: torch.stack((t, t), -1)[..., 1],
-    "batch_last": lambda t: t.movedim(0, -1).contiguous().movedim(-1, 0),
+def _masked(given: Problem, kept: float | None) -> Problem:
+    """With a mask that keeps this share of the weight, or none; the inner products with a slope are not the Gram forms' own."""
+    shape = given.geometry.weight_shape(given.x, given.grad_y)
+    mask = None if kept is None else (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < kept).float()
+    return given._replace(mask=mask, slope=None)
+
+
+@native
+@settings(max_examples=70, deadline=None)
+@given(problem=problems(), form=st.sampled_from(GRAM_FORMS), kept=st.sampled_from((None, 0.0, 0.3, 0.98, 1.0)))
+def test_matches_a_loop_of_autograd(problem: Problem, form: Form, kept: float | None) -> None:
+    _masked(problem, kept).check("cpu", form)
+
+
+# What the kernels tell apart: one block of positions, many; rings that go round; phases of a stride; one position.
+CASES: dict[str, Callable[..., Problem]] = {
+    "one block": lambda **kind: conv(2, 20, 33, (6, 7), (3, 3), padding=1, **kind),
+    "blocks": lambda **kind: conv(2, 20, 17, (14, 13), (3, 3), padding=1, **kind),
+    "a ring that goes round": lambda **kind: conv(2, 3, 2, (700,), (5,), padding=4, dilation=2, **kind),
+    "rings of phases": lambda **kind: conv(1, 2, 3, (901,), (4,), stride=3, padding=7, dilation=2, **kind),
+    "an image": lambda **kind: conv(1, 8, 4, (30, 29), (3, 3), padding=1, **kind),
+    "padding beyond the kernel": lambda **kind: conv(2, 4, 5, (9, 7), (2, 2), padding=6, **kind),
+    "dilated": lambda **kind: conv(2, 5, 7, (24, 24), (3, 3), padding=5, dilation=5, **kind),
+    "strided": lambda **kind: conv(2, 19, 7, (15, 16), (3, 3), padding=1, stride=2, **kind),
+    "a stride beyond the kernel": lambda **kind: conv(2, 5, 7, (40, 40), (2, 2), stride=3, **kind),
+    "patches": lambda **kind: conv(2, 3, 16, (32, 32), (4, 4), stride=4, **kind),
+    "volumes": lambda **kind: conv(2, 3, 4, (7, 8, 9), (3, 2, 3), padding=1, **kind),
+    "one column": lambda **kind: conv(2, 6, 4, (75, 1), (3, 1), padding=1, **kind),
+    "groups": lambda **kind: conv(2, 24, 18, (9, 9), (3, 3), padding=1, groups=6, **kind),
+    "depthwise": lambda **kind: conv(2, 12, 12, (10, 10), (3, 3), padding=1, groups=12, **kind),
+    "deep": lambda **kind: conv(2, 300, 140, (50,), (1,), **kind),
+    "one position": lambda **kind: conv(3, 70, 30, (1,), (1,), **kind),
+    "one position of an image": lambda **kind: conv(3, 34, 6, (3, 3), (3, 3), **kind),
+    "one position, padded": lambda **kind: conv(3, 10, 6, (1, 1), (3, 3), padding=1, **kind),
+    "one position, groups": lambda **kind: conv(3, 12, 8, (2, 2), (2, 2), groups=4, **kind),
 }
 
 
-@st.composite
-def problems(draw: st.DrawFn) -> Problem:
-    dims = draw(st.integers(1, 3))
-    largest = {1: 120, 2: 13, 3: 6}[dims]
+def _levels() -> Iterator[str]:
+    """Sets every instruction-set level of this CPU in turn, and then the first one again."""
+    import fastqat._C as native_module
 
-    def triple(least: int, most: int, fill: int) -> tuple[int, int, int]:
-        a, b, c = [fill] * (3 - dims) + [draw(st.integers(least, most)) for _ in range(dims)]
-        return a, b, c
-
-    groups = draw(st.sampled_from((1, 1, 1, 2, 3)))
-    geometry = Geometry(groups, triple(1, 4, 1), triple(1, 3, 1), triple(0, 5, 0), triple(1, 3, 1))
-    size = triple(1, largest, 1)
-    output = geometry.output_size(size)
-    while min(output) < 1:
-        size = size[0] + (dims > 2), size[1] + (dims > 1), size[2] + 1
-        output = geometry.output_size(size)
-    samples, channels, outputs = draw(st.sampled_from((0, 1, 2, 3))), groups * draw(st.integers(1, 19)), groups * draw(st.integers(1, 19))
-    torch.manual_seed(draw(st.integers(0, 999)))
-    dtype, layout = draw(st.sampled_from((torch.float32, torch.bfloat16, torch.float16))), LAYOUTS[draw(st.sampled_from(sorted(LAYOUTS)))]
-    kept = draw(st.sampled_from((None, 0.0, 0.3, 0.98, 1.0)))
-    shape = outputs, channels // groups, *geometry.kernel
-    mask = None if kept is None else (torch.rand(shape) < kept).float()
-    x, grad_y = (layout(torch.randn(samples, *rest).to(dtype)) for rest in ((channels, *size), (outputs, *output)))
-    return Problem(x, grad_y, geometry, mask, draw(st.booleans()))
-
-
-def _linear(samples: int, positions: int, inputs: int, outputs: int, **options: object) -> Problem:
-    torch.manual_seed(0)
-    x, grad_y = torch.randn(samples, positions, inputs), torch.randn(samples, positions, outputs)
-    return Problem(positions_last(x), positions_last(grad_y), LINEAR, **options)  # type: ignore[arg-type]  # mask and bias by name
-
-
-def _conv(samples: int, channels: int, outputs: int, size: tuple[int, ...], geometry: Geometry, **options: object) -> Problem:
-    torch.manual_seed(0)
-    x, grad_y = torch.randn(samples, channels, *size), torch.randn(samples, outputs, *geometry.output_size(size))
-    return Problem(x, grad_y, geometry, **options)  # type: ignore[arg-type]  # mask and bias by name
-
-
-def _square(kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Geometry:
-    return Geometry(groups, (1, kernel, kernel), (1, stride, stride), (0, padding, padding), (1, dilation, dilation))
-
-
-@settings(max_examples=80, deadline=None)
-@given(problem=problems(), form=st.sampled_from(GRAM_FORMS))
-def test_matches_a_loop_of_autograd(problem: Problem, form: Form) -> None:
-    problem.check(form)
-
-
-def _wide_cases() -> dict[str, Problem]:
-    return {
-        "ring goes round": _conv(2, 3, 2, (1, 1, 700), Geometry(1, (1, 1, 5), (1, 1, 1), (0, 0, 4), (1, 1, 2))),
-        "ring goes round in phases": _conv(1, 2, 3, (1, 1, 901), Geometry(1, (1, 1, 4), (1, 1, 3), (0, 0, 7), (1, 1, 2))),
-        "padding beyond the kernel": _conv(2, 4, 5, (1, 9, 7), _square(2, padding=6)),
-        "images": _conv(2, 8, 4, (1, 30, 29), _square(3, padding=1)),
-        "dilated": _conv(2, 5, 7, (1, 24, 24), _square(3, padding=5, dilation=5)),
-        "stride beyond the kernel": _conv(2, 5, 7, (1, 40, 40), _square(2, stride=3)),
-        "patches": _conv(2, 3, 16, (1, 32, 32), _square(4, stride=4)),
-        "volumes": _conv(2, 3, 4, (7, 8, 9), Geometry(1, (3, 2, 3), (1, 1, 2), (1, 0, 1), (1, 2, 1))),
-        "one column": _conv(2, 6, 4, (1, 75, 1), Geometry(1, (1, 3, 1), (1, 1, 1), (0, 1, 0), (1, 1, 1))),
-        "depthwise": _conv(2, 12, 12, (1, 10, 10), _square(3, padding=1, groups=12)),
-        "deep": _linear(2, 50, 300, 140),
-        "one position": _linear(5, 1, 70, 30),
-        "one position of an image": _conv(3, 10, 6, (1, 3, 3), _square(3)),
-        "one position, padded": _conv(3, 10, 6, (1, 1, 1), _square(3, padding=1)),
-        "one position, grouped": _conv(3, 12, 8, (1, 2, 2), _square(2, groups=4)),
-    }
-
-
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("form", GRAM_FORMS)
-@pytest.mark.parametrize("name", _wide_cases())
-def test_wide_cases_at_every_level(name: str, form: Form, level: str, cpu_level: None) -> None:
-    _set_level(level)
-    _wide_cases()[name].check(form)
-
-
-def _set_level(level: str) -> None:
-    import fastqat._C
-
-    if level not in fastqat._C.build_info()["cpu_levels"]:
-        pytest.skip(f"this build has no {level}")
+    before = native_module.cpu_level()
     try:
-        fastqat._C.set_cpu_level(level)
-    except RuntimeError as error:
-        pytest.skip(str(error))
+        for level in native_module.build_info()["cpu_levels"].split():
+            try:
+                native_module.set_cpu_level(level)
+            except RuntimeError:
+                continue  # this CPU lacks it
+            yield level
+    finally:
+        native_module.set_cpu_level(before)
 
 
-@pytest.fixture
-def cpu_level() -> object:
-    """Puts the level back that a test changes."""
-    import fastqat._C
-
-    before = fastqat._C.cpu_level()
-    yield
-    fastqat._C.set_cpu_level(before)
+@native
+@both_forms
+@pytest.mark.parametrize("name", CASES)
+def test_every_path_at_every_level(name: str, form: Form) -> None:
+    for _, kept in itertools.product(_levels(), (None, 0.9)):
+        _masked(CASES[name](), kept).check("cpu", form)
 
 
-@pytest.mark.parametrize("form", GRAM_FORMS)
-@pytest.mark.parametrize("samples", [1, 2, 7])
-def test_threads_change_no_bit(form: Form, samples: int) -> None:
-    problems = _conv(samples, 8, 4, (1, 30, 29), _square(3, padding=1)), _linear(samples, 1, 3000, 20), _linear(samples, 300, 20, 10)
-    before = torch.get_num_threads()
+@native
+@both_forms
+@pytest.mark.parametrize("name", ["blocks", "strided", "one position"])
+def test_layouts_and_halves(name: str, form: Form) -> None:
+    """Halves are widened without error and added in fp32: far more exact than torch's own gradient of them."""
+    for layout, dtype in itertools.product(LAYOUTS, DTYPES):
+        CASES[name](layout=layout, dtype=dtype).check("cpu", form)
+
+
+@native
+@both_forms
+@pytest.mark.parametrize("name", ["blocks", "a ring that goes round", "rings of phases", "groups", "deep", "one position"])
+@pytest.mark.parametrize("samples", [1, 7])
+def test_threads_and_runs_change_no_bit(name: str, samples: int, form: Form) -> None:
+    """Nor does the batch that a sample is part of. A single sample is cut into segments for as many threads."""
+    given, before, results = _masked(CASES[name](), 0.9), torch.get_num_threads(), []
+    given = given._replace(x=given.x[:1].repeat(samples, 1, 1, 1, 1), grad_y=given.grad_y[:1].repeat(samples, 1, 1, 1, 1))
     try:
-        for problem in problems:
-            results = []
-            for threads in (1, 2, 3, 8):
-                torch.set_num_threads(threads)
-                results += [problem.norms(form), problem.norms(form)]
-            assert all(torch.equal(result, results[0]) for result in results[1:])
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            results += [given.run("cpu", form)[0], given.run("cpu", form)[0]]
     finally:
         torch.set_num_threads(before)
+    for result in results:
+        assert_same_bits(result, results[0][:1].repeat(samples), "norms")
 
 
-@pytest.mark.parametrize("form", GRAM_FORMS)
+@native
+@both_forms
 @pytest.mark.parametrize("positions", [2, 16, 98, 500])
-def test_cancelling_positions(form: Form, positions: int) -> None:
-    """The second half of the positions takes back what the first half adds: G = 0 but for the roundings of the pairs."""
+@pytest.mark.parametrize("kept", [None, 0.9])
+def test_cancelling_positions(positions: int, kept: float | None, form: Form) -> None:
+    """The second half of the positions takes back what the first half adds, to the last bit or but for noise."""
     half = _linear(3, positions // 2, 64, 48)
     x, grad_y = torch.cat((half.x, half.x), 4), torch.cat((half.grad_y, -half.grad_y), 4)
-    problem = Problem(x, grad_y, LINEAR)
-    problem.check(form)
-    noise = grad_y + 1e-3 * torch.randn_like(grad_y)
-    Problem(x, noise, LINEAR, (torch.rand(48, 64, 1, 1, 1) > 0.1).float()).check(form)
+    _masked(Problem(x, grad_y, LINEAR), kept).check("cpu", form)
+    noise = 1e-4 * torch.randn(grad_y.shape, generator=torch.Generator().manual_seed(1))
+    _masked(Problem(x, grad_y + noise, LINEAR), kept).check("cpu", form)
 
 
-@pytest.mark.parametrize("form", GRAM_FORMS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_halves_are_added_in_fp32(form: Form, dtype: torch.dtype) -> None:
-    """Far more exact than torch's own gradient of the same halves, which is rounded at the end."""
-    problem = _conv(4, 24, 20, (1, 11, 11), _square(3, padding=1))
-    problem = problem._replace(x=problem.x.to(dtype), grad_y=problem.grad_y.to(dtype))
-    assert torch.allclose(problem.norms(form).double(), problem.oracle(), rtol=1e-5)
+@native
+@both_forms
+def test_nothing_to_add(form: Form) -> None:
+    assert _linear(0, 5, 4, 3).run("cpu", form)[0].shape == (0,)
+    assert torch.equal(_linear(3, 0, 4, 3).run("cpu", form)[0], torch.zeros(3))
+    assert torch.equal(_masked(_linear(3, 0, 4, 3), 0.5).run("cpu", form)[0], torch.zeros(3))
 
 
-@pytest.mark.parametrize("form", GRAM_FORMS)
-def test_empty(form: Form) -> None:
-    assert _linear(0, 5, 4, 3).norms(form).shape == (0,)
-    assert torch.equal(_linear(3, 0, 4, 3).norms(form), torch.zeros(3))
-
-
-@pytest.mark.parametrize("form", GRAM_FORMS)
-@pytest.mark.parametrize("masked", [False, True])
-def test_samples_do_not_touch_each_other(form: Form, masked: bool) -> None:
-    """NaN and infinity stay in their sample, and scratch memory carries nothing over."""
-    problem = _conv(4, 5, 6, (1, 12, 12), _square(3, padding=1))
-    if masked:
-        problem = problem._replace(mask=(torch.rand(6, 5, 1, 3, 3) > 0.1).float())
-    clean = problem.norms(form)
-    problem.x[1, 2, 0, 5, 5] = math.nan
-    problem.grad_y[2, 3, 0, 0, 0] = math.inf
-    got = problem.norms(form)
-    assert torch.equal(got[[0, 3]], clean[[0, 3]])
+@native
+@both_forms
+@pytest.mark.parametrize("kept", [None, 0.9])
+@pytest.mark.parametrize("name", ["blocks", "strided", "a ring that goes round", "one position"])
+def test_what_is_no_number_stays_in_its_sample(name: str, kept: float | None, form: Form) -> None:
+    """Scratch memory, rings above all, carries nothing over to the next sample."""
+    given = _masked(CASES[name](), kept)
+    given = given._replace(x=given.x.repeat(2, 1, 1, 1, 1), grad_y=given.grad_y.repeat(2, 1, 1, 1, 1))
+    clean = given.run("cpu", form)[0]
+    given.x[1, 1, 0, -1, -1] = math.nan
+    given.grad_y[2, 1, 0, -1, 0] = math.inf
+    got = given.run("cpu", form)[0]
+    assert_same_bits(got[[0, 3]], clean[[0, 3]])
     assert not got[1:3].isfinite().any()
 
 
+@native
+@both_forms
+def test_inner_products_beside_a_gram_form(form: Form) -> None:
+    CASES["blocks"](factors=True).check("cpu", form)
+
+
 def test_counts() -> None:
-    layer = _conv(1, 128, 128, (1, 16, 16), _square(3, padding=1))
+    layer = conv(1, 128, 128, (16, 16), (3, 3), padding=1)
     assert [round(count(form, layer.x, layer.grad_y, layer.geometry) / 1e6) for form in FORMS] == [75, 84, 17]
 
 
-def _chosen(problem: Problem, slope: Tensor | None = None) -> Form:
-    return cheapest(FORMS, problem.x, problem.grad_y, problem.geometry, problem.mask, slope)
+@settings(max_examples=50, deadline=None)
+@given(problem=problems())
+def test_pixels_of_phases_are_counted(problem: Problem) -> None:
+    """Σ P² over phases against a walk over all kernels: two pixels meet when a tap sees them at two output positions."""
+    (groups, kernel, stride, padding, dilation), size, output = problem.geometry, problem.x.shape[2:], problem.grad_y.shape[2:]
+    pairs = 1
+    for n, t, k, s, p, d in zip(size, output, kernel, stride, padding, dilation, strict=True):
+        phases: dict[int, set[int]] = {}
+        for tap in range(k):
+            end = t + (k - 1) * d // s
+            phases.setdefault(tap * d % s, set()).update(i for a in range(end) if 0 <= (i := a * s + tap * d % s - p) < n)
+        pairs *= sum(len(pixels) ** 2 for pixels in phases.values())
+    positions = math.prod(output)
+    want = positions**2 * (problem.grad_y.shape[1] + groups * problem.geometry.taps) + pairs * problem.x.shape[1]
+    assert count("shifted", problem.x, problem.grad_y, problem.geometry) == want
+
+
+def _chosen(given: Problem, mask: Tensor | None = None, slope: Tensor | None = None) -> Form:
+    return cheapest(FORMS, given.x, given.grad_y, given.geometry, mask, slope)
 
 
 def test_choice() -> None:
-    late, early = _conv(1, 128, 128, (1, 16, 16), _square(3, padding=1)), _conv(1, 16, 16, (1, 32, 32), _square(3, padding=1))
-    assert _chosen(late) == "shifted"
-    assert _chosen(early) == "direct"
+    assert _chosen(conv(1, 128, 128, (16, 16), (3, 3), padding=1)) == "shifted"
+    assert _chosen(conv(1, 512, 512, (4, 4), (3, 3), padding=1)) == "shifted"
+    assert _chosen(conv(1, 256, 512, (8, 8), (3, 3), padding=1, stride=2)) == "shifted"
+    assert _chosen(conv(1, 16, 16, (32, 32), (3, 3), padding=1)) == "direct"
+    assert _chosen(conv(1, 32, 32, (14, 14), (3, 3), padding=1, groups=32)) == "direct"
+    assert _chosen(conv(1, 3, 768, (224, 224), (16, 16), stride=16)) == "gram"
     assert _chosen(_linear(1, 700, 768, 768)) == "gram"
     assert _chosen(_linear(1, 1, 768, 10)) == "gram"
-    assert _chosen(_conv(1, 32, 32, (1, 14, 14), _square(3, padding=1, groups=32))) == "direct"
+    assert _chosen(_linear(1, 1024, 64, 64)) == "direct"
 
 
-def test_choice_with_a_mask() -> None:
-    layer = _conv(1, 128, 128, (1, 16, 16), _square(3, padding=1))
+def test_choice_with_mask_and_slope() -> None:
+    layer, late = conv(1, 128, 128, (16, 16), (3, 3), padding=1), conv(1, 256, 256, (8, 8), (3, 3), padding=1)
     mask = torch.ones(128, 128, 1, 3, 3)
     few = mask.clone()
     few.view(-1)[:1000] = 0
-    assert _chosen(layer._replace(mask=few)) == "shifted"
-    assert _chosen(layer._replace(mask=torch.zeros_like(mask))) == "direct"
-    assert _chosen(layer._replace(mask=few), slope=mask) == "direct"
+    assert _chosen(layer, few) == "shifted"
+    assert _chosen(layer, torch.zeros_like(mask)) == "direct"
+    assert _chosen(layer, few, mask) == "direct"
+    assert _chosen(late, torch.ones(256, 256, 1, 3, 3), torch.ones(256, 256, 1, 3, 3)) == "shifted"
+
+
+def test_one_form_leaves_no_choice() -> None:
+    """Then the mask is not read: on a GPU that would wait for it."""
+    layer = problem(1, 4, 4, (1, 8, 8), Geometry(1, (1, 3, 3), (1, 1, 1), (0, 1, 1), (1, 1, 1)))
+    unreadable = torch.ones(4, 4, 1, 3, 3, device="meta")
+    assert cheapest(("direct",), layer.x, layer.grad_y, layer.geometry, unreadable) == "direct"

@@ -49,9 +49,7 @@ class EmbeddingRule(_TableRule):
     def sq_norm(self, layer: nn.Embedding, x: Tensor, grad_y: Tensor, names: Names) -> Tensor:
         ids, rows = _positions(x, grad_y)
         step = max(_CHUNK // max(rows[:1].numel(), 1), 1)
-        parts = [
-            _repeated_sq_norm(ids[i : i + step], rows[i : i + step], layer.padding_idx) for i in range(0, max(ids.shape[0], 1), step)
-        ]
+        parts = [_repeated_sq_norm(ids[i : i + step], rows[i : i + step], layer.padding_idx) for i in range(0, max(ids.shape[0], 1), step)]
         return torch.cat(parts).to(torch.promote_types(grad_y.dtype, torch.float32))
 
 

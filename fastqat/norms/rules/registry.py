@@ -72,6 +72,11 @@ def register_rule(*types: type[nn.Module]) -> Callable[[type[Rule]], type[Rule]]
     return enter
 
 
+def rule_of(kind: type[nn.Module]) -> Rule | None:
+    """The rule that is entered for a type of layer itself."""
+    return _rules.get(kind)
+
+
 def find_rule(layer: nn.Module) -> Rule | None:
     """The rule of the layer's type, or of a base class whose forward it inherits; None when there is none."""
     for base in type(layer).__mro__:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from types import ModuleType
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import _backend
+from .._launch import on_device
 from .._tiles import ceil_div, power
 from .reference import Statistics
 
@@ -59,7 +59,7 @@ class Triton:
     @staticmethod
     def sq_norm(x: Tensor, grad_y: Tensor, statistics: Statistics, weight: bool, bias: bool) -> Tensor:
         kind, per_position = statistics.kind, statistics.kind in ("position", "rms")
-        with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
+        with on_device(x.device):
             if kind == "group" or (per_position and x.shape[2] == 1):  # one position: all channels are one group
                 sums = _by_group(x, grad_y, statistics, weight, bias)
             elif not per_position:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import _backend
+from .._launch import on_device
 from .._layout import View, by_storage, dense, from_storage, like, quant_view
 from .reference import Grid, code_dtype
 from .tiling import WARPS, Tiling, finish_tile, launch_options, tiling
@@ -22,16 +21,6 @@ def _kernels() -> ModuleType:
     from . import kernels
 
     return kernels
-
-
-_HERE = contextlib.nullcontext()
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device: make it that of the tensors."""
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        return _HERE
-    return torch.cuda.device(device)
 
 
 def _scales(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
@@ -96,7 +85,7 @@ def _quantize(x: Tensor, out: Tensor, grid: Grid, codes: bool) -> Tensor:
         return out
     view = quant_view(x, grid.axis, grid.group_size)
     cut = tiling(view, x.element_size())
-    with _on(x.device):
+    with on_device(x.device):
         _kernels().fake_quant_kernel[(cut.programs,)](
             x,
             out,
@@ -126,7 +115,7 @@ def _gradients(x: Tensor, grad_y: Tensor, grad_x: Tensor, grid: Grid, factor: fl
     if cut.by_column:
         kernel = _kernels().fake_quant_backward_columns_kernel
         shape = (cut.rows, cut.width, _total(cut, view), view.channels, _inner(cut, view), cut.chunks)  # type: ignore[assignment]  # longer
-    with _on(x.device):
+    with on_device(x.device):
         kernel[(cut.backward_programs,)](
             x,
             grad_y,

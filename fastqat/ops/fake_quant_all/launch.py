@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from .._launch import on_device
 from .._layout import by_storage, dense, from_storage, like, quant_view
 from ..fake_quant.launch import Triton
 from ..fake_quant.reference import Grid
@@ -93,7 +93,7 @@ def _launch_kind(parts: list[Part], dtype: torch.dtype, reciprocal: bool, backwa
     from . import kernels
 
     table, device = Table.of(parts), parts[0].x.device
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+    with on_device(device):
         rows = _on_device(table.rows(), device)
         options = {"TENSORS": rows.shape[1], **NO_FUSION}
         tiles = {

@@ -10,8 +10,9 @@ shifted   the same with u_t · u_t' = Σ_k x_{t+k} · x_{t'+k}               T²
 P are the pixels of a phase: with stride s only pixels whose coordinates differ by a multiple of s meet, so there are s phases per spatial
 dimension, or as many as the kernel has taps; with stride 1 the only phase is the whole input.
 
-A mask that clears entries of G costs nothing in the direct form; the Gram forms take off each cleared entry, 2 · T. Inner products with
-a slope come with the direct form; a Gram form needs a convolution for them, 2 · T · O · C/groups · taps.
+The choice weighs the counts by what was measured of the CPU kernels (AVX-512, one thread): see the constants. In the direct form mask and
+slope are read element by element; the Gram forms take off each entry of G that a mask of zeros and ones clears, and need a convolution
+for the inner products with a slope.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ Form = Literal["direct", "gram", "shifted"]
 FORMS: tuple[Form, ...] = ("direct", "gram", "shifted")
 
 
-def count(form: Form, x: Tensor, grad_y: Tensor, geometry: Geometry, cleared: float = 0, inner: bool = False) -> float:
-    """Operations per sample of `form` for x ``[N, C, D, H, W]`` and grad_y ``[N, O, D', H', W']``.
+# Operations of a product of tiles in the time that each of these takes:
+_SHIFTED = 1.5  # one of the shifted form, with its copies onto the grid and its sums over taps
+_MASKED, _SLOPED = 60, 110  # one element of a mask, of a slope, in the direct form
+_CLEARED, _START = 20, 50  # one position of an entry that the mask clears; positions in the time of starting with an entry
+_CONVOLVED = 1.2  # one of the convolution with a slope
 
-    Args:
-        cleared: entries of the weight that the mask clears.
-        inner: inner products with a slope are wanted too.
+
+def count(form: Form, x: Tensor, grad_y: Tensor, geometry: Geometry) -> float:
+    """Operations per sample of `form` for x ``[N, C, D, H, W]`` and grad_y ``[N, O, D', H', W']``.
 
     Example:
         >>> import torch
@@ -44,14 +48,12 @@ def count(form: Form, x: Tensor, grad_y: Tensor, geometry: Geometry, cleared: fl
     """
     channels, outputs = x.shape[1], grad_y.shape[1]
     positions = math.prod(grad_y.shape[2:])
-    direct = 2 * positions * outputs * channels / geometry.groups * geometry.taps
     if form == "direct":
-        return direct
-    beside = 2 * positions * cleared + (direct if inner else 0)
+        return 2 * positions * outputs * channels / geometry.groups * geometry.taps
     if form == "gram":
-        return positions**2 * (outputs + channels * geometry.taps) + beside
+        return positions**2 * (outputs + channels * geometry.taps)
     pairs = math.prod(map(_pairs, x.shape[2:], grad_y.shape[2:], *geometry[1:]))
-    return positions**2 * (outputs + geometry.groups * geometry.taps) + pairs * channels + beside
+    return positions**2 * (outputs + geometry.groups * geometry.taps) + pairs * channels
 
 
 def _pairs(size: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -66,9 +68,19 @@ def _pairs(size: int, outputs: int, kernel: int, stride: int, padding: int, dila
 def cheapest(
     forms: Iterable[Form], x: Tensor, grad_y: Tensor, geometry: Geometry, mask: Tensor | None = None, slope: Tensor | None = None
 ) -> Form:
-    """The form of `forms` with the fewest operations; the first of equals. A mask of zeros and ones is read where there is a choice."""
+    """The form of `forms` that takes the least time by its count; the first of equals. A mask is read where there is a choice."""
     forms = tuple(forms)
     if len(forms) == 1:
         return forms[0]
     cleared = 0.0 if mask is None else mask.numel() - float(mask.sum())
-    return min(forms, key=lambda form: count(form, x, grad_y, geometry, cleared, slope is not None))
+
+    def cost(form: Form) -> float:
+        operations = count(form, x, grad_y, geometry)
+        if form == "direct":
+            return operations + sum(each * factors.numel() for each, factors in ((_MASKED, mask), (_SLOPED, slope)) if factors is not None)
+        beside = _CLEARED * (_START + math.prod(grad_y.shape[2:])) * cleared
+        if slope is not None:
+            beside += _CONVOLVED * count("direct", x, grad_y, geometry)
+        return operations * (_SHIFTED if form == "shifted" else 1) + beside
+
+    return min(forms, key=cost)

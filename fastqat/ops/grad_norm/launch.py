@@ -8,14 +8,13 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..fake_quant import launch as fake_quant_launch
+from .._launch import on_device
+from ..fake_quant.launch import Triton as FakeQuant
 from . import reference
 from .addresses import Addresses, addresses
 from .forms import Form
 from .geometry import Geometry
 from .tiling import ROW, direct_tiling, finish_tile, gram_tiling, grouped, grouped_tiling, launch_options, masked_row_tiling
-
-_on = fake_quant_launch._on
 
 
 @functools.cache
@@ -33,7 +32,7 @@ class Triton:
     """
 
     FORMS: tuple[Form, ...] = ("direct", "gram")
-    refuses = staticmethod(fake_quant_launch.Triton.refuses)
+    refuses = staticmethod(FakeQuant.refuses)  # fp64, and bf16 in the interpreter
 
     @staticmethod
     def masked_forms(mask: Tensor) -> tuple[Form, ...]:
@@ -54,7 +53,7 @@ class Triton:
         parts = x.new_empty(samples, cut.parts, 1, dtype=torch.float32)
         inner = None if slope is None else x.new_empty(samples, cut.column_tiles, grad_y.shape[1], dtype=torch.float32)
         kernel = _kernels().grad_norm_grouped_kernel if apart else _kernels().grad_norm_direct_kernel
-        with _on(x.device):
+        with on_device(x.device):
             kernel[(cut.programs,)](
                 x,
                 grad_y,
@@ -81,7 +80,7 @@ class Triton:
             return _rows(x, grad_y, where, bias)
         cut = gram_tiling(where.conv, x.shape[0], x.element_size())
         parts = x.new_empty(x.shape[0], cut.parts, 1, dtype=torch.float32)
-        with _on(x.device):
+        with on_device(x.device):
             _kernels().grad_norm_gram_kernel[(cut.programs,)](
                 x, grad_y, parts, where.conv, BIAS=bias, CLAMP=cut.parts == 1, **where.constants, **cut.constants, **cut.options
             )
@@ -92,7 +91,7 @@ def _rows(x: Tensor, grad_y: Tensor, where: Addresses, bias: bool) -> Tensor:
     """One position per sample: the product of two squared norms."""
     samples, groups = x.shape[0], where.conv.groups
     parts = x.new_empty(samples, groups, 1, dtype=torch.float32)
-    with _on(x.device):
+    with on_device(x.device):
         _kernels().grad_norm_row_kernel[(samples * groups,)](
             x, grad_y, parts, where.conv, BIAS=bias, BLOCK=ROW, **where.constants, **launch_options(4)
         )
@@ -107,7 +106,7 @@ def _masked_rows(
     cut = masked_row_tiling(where.conv, samples)
     parts = x.new_empty(samples, cut.parts, 1, dtype=torch.float32)
     inner = None if slope is None else x.new_empty(samples, outputs, dtype=torch.float32)
-    with _on(x.device):
+    with on_device(x.device):
         _kernels().grad_norm_masked_row_kernel[(cut.programs,)](
             x,
             grad_y,

@@ -67,7 +67,8 @@ def direct_tiling(conv: Conv, samples: int, itemsize: int, masked: bool) -> Tili
         ({'BLOCK_O': 128, 'BLOCK_K': 128, 'BLOCK_T': 64}, 5)
     """
     rows = _block(conv.outputs, 64 if masked and itemsize == 4 else 128)
-    columns = _block(conv.columns, 64 if masked or _gathers(conv) else 128)  # mask, slope and single addresses take registers too
+    short = masked or _gathers(conv) or (itemsize == 4 and conv.columns != conv.channels)  # of registers for mask, slope or addresses
+    columns = _block(conv.columns, 64 if short else 128)
 
     def tiles() -> int:
         return conv.groups * ceil_div(conv.outputs, rows) * ceil_div(conv.columns, columns)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import Tensor
 
+from .._launch import on_device
 from . import reference
 
 ELEMENTS = 2048  # of the tile that a program of four warps reads at a time: four 128-bit accesses per thread in fp32
@@ -43,7 +42,7 @@ class Triton:
         logits, features = rows(logits), rows(features)
         samples, classes, width = *logits.shape, features.shape[1]
         height, columns = tile(max(classes, width))
-        with torch.cuda.device(logits.device) if logits.is_cuda else contextlib.nullcontext():
+        with on_device(logits.device):
             grand_last_kernel[(-(-samples // height),)](
                 logits,
                 targets.contiguous(),
