@@ -47,7 +47,6 @@ def square(groups: int, kernel: int, stride: int, padding: int) -> Geometry:
 
 LAYERS = {
     "linear": Layer(3072, (64, 768, 1, 1, 256), LINEAR),
-    "linear of short rows": Layer(384, (64, 384, 1, 1, 64), LINEAR),
     "3 × 3": Layer(128, (64, 128, 1, 28, 28), square(1, 3, 1, 1)),
     "3 × 3, contiguous": Layer(128, (64, 128, 1, 28, 28), square(1, 3, 1, 1), channels_last=False, vectors=False),
     "1 × 1, contiguous": Layer(128, (64, 512, 1, 28, 28), square(1, 1, 1, 0), channels_last=False),

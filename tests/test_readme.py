@@ -15,8 +15,9 @@ def blocks(language: str) -> list[str]:
 def test_python_blocks_run() -> None:
     found = blocks("python")
     assert found
+    names: dict[str, object] = {}  # one for all: later blocks go on with the models of earlier ones
     for block in found:
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, "README.md", "exec"), names)
 
 
 def test_commands_parse() -> None:

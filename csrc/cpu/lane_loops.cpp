@@ -33,6 +33,9 @@ struct Lanes {
   FASTQAT_INLINE void add(const float* x) {
     for (int p = 0; p < kParts; ++p) parts[p] += at(x, p);
   }
+  FASTQAT_INLINE void add(const Lanes& x) {
+    for (int p = 0; p < kParts; ++p) parts[p] += x.parts[p];
+  }
   FASTQAT_INLINE void multiply(const float* x) {
     for (int p = 0; p < kParts; ++p) parts[p] *= at(x, p);
   }
@@ -165,7 +168,8 @@ FASTQAT_INLINE double squares_of(const T* x, int64_t n) {
     for (; i + kChains * kLanes <= end; i += kChains * kLanes)
       for (int c = 0; c < kChains; ++c) sums[c].add_square(x + i + c * kLanes);
     for (; i + kLanes <= end; i += kLanes) sums[0].add_square(x + i);
-    total += (sums[0].total() + sums[1].total()) + (sums[2].total() + sums[3].total());
+    for (int c = 1; c < kChains; ++c) sums[0].add(sums[c]);
+    total += sums[0].total();
   }
   for (; i < n; ++i) total += static_cast<double>(widen(x[i])) * widen(x[i]);
   return total;

@@ -3,5 +3,6 @@
 from .api import per_sample_grad_norms
 from .result import GradNorms
 from .rules import Rule, find_rule, register_rule
+from .rules.scale import ScaleRule
 
-__all__ = ["GradNorms", "Rule", "find_rule", "per_sample_grad_norms", "register_rule"]
+__all__ = ["GradNorms", "Rule", "ScaleRule", "find_rule", "per_sample_grad_norms", "register_rule"]

@@ -81,7 +81,10 @@ class Quantizer(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define set_range(stats)")
 
     def current(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Scale and zero point for quantizing x now."""
+        """Scale and zero point for quantizing x now; entry i depends on entry i of a parameter, or on parameters with one entry.
+
+        Called twice for one x where norms are collected and there are parameters.
+        """
         return self.scale, self.zero_point
 
     def transform(self, x: Tensor) -> Tensor:

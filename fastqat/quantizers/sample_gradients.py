@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from .._errors import InputError
 from .base import Quantizer
 
 
@@ -32,18 +33,16 @@ def stand_ins(quantizer: Quantizer) -> Iterator[dict[str, nn.Parameter]]:
 class ArgumentChain:
     """The way from scale and zero point to the parameters of `quantizer`, as they are when it quantizes `x`.
 
-    Entry i of scale and zero point must depend on entry i of a parameter, or on one that has a single entry.
-
     Attributes:
         scale, zero_point: whether a parameter moves them.
+
+    Raises:
+        InputError (a ValueError): a parameter that moves them has neither one entry nor one per scale.
     """
 
     def __init__(self, quantizer: Quantizer, x: Tensor):
-        self._slopes: list[dict[str, Tensor]] = []
         with stand_ins(quantizer) as leaves:
-            for output in quantizer.current(x):
-                moved = output is not None and output.requires_grad
-                self._slopes.append(_argument_slopes(output, leaves) if moved else {})
+            self._slopes = [_argument_slopes(quantizer, output, leaves) for output in quantizer.current(x)]
         self._sizes = {name: leaf.numel() for name, leaf in leaves.items()}
         self.scale, self.zero_point = (bool(each) for each in self._slopes)
 
@@ -53,10 +52,20 @@ class ArgumentChain:
         return {name: grad if grad.shape[1] == self._sizes[name] else grad.sum(1, keepdim=True) for name, grad in added(*ways).items()}
 
 
-def _argument_slopes(output: Tensor, leaves: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+def _argument_slopes(quantizer: Quantizer, output: Tensor | None, leaves: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The derivative ``[scales]`` of each entry of `output` by each of the `leaves` that move it."""
+    if output is None or not output.requires_grad:
+        return {}
     probe = torch.ones_like(output).requires_grad_()
     pulled = torch.autograd.grad(output, list(leaves.values()), probe, create_graph=True, allow_unused=True)
-    return {name: slope.flatten() for name, slope in slopes(leaves, probe, pulled).items()}
+    found = {name: slope.flatten() for name, slope in slopes(leaves, probe, pulled).items()}
+    odd = [f"{name} {list(leaves[name].shape)}" for name in found if leaves[name].numel() not in (1, output.numel())]
+    if odd:
+        raise InputError(
+            f"{quantizer.where}: no per-sample gradients of its {quantizer.role} quantizer's {', '.join(odd)} beside {output.numel()} "
+            "scales; accepted: parameters with one entry, or one per scale"
+        )
+    return found
 
 
 def added(*found: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -27,7 +27,8 @@ Found = tuple[Tensor | None, dict[str, Tensor]]
 
 
 def weight_gradients(quantizer: Quantizer, weight: Tensor, product: Product, mask: Tensor, counted: bool) -> Found:
-    """
+    """What one sample's loss says of `weight` and of the parameters that move its values.
+
     Args:
         quantizer: of `weight`.
         product: the layer, with x_hat and the gradient of its output.

@@ -27,9 +27,7 @@ def sample_grads(layer: nn.Module, x: Tensor, grad_y: Tensor) -> dict[str, Tenso
         for name, p in layer.named_parameters():
             assert p.grad is not None
             grads[name].append(p.grad.clone())
-    return {
-        name: torch.stack(rows) if rows else p.new_zeros(0, *p.shape) for (name, p), rows in zip(layer.named_parameters(), grads.values())
-    }
+    return {name: torch.stack(grads[name]) if grads[name] else p.new_zeros(0, *p.shape) for name, p in layer.named_parameters()}
 
 
 def sq_norm_of(grads: dict[str, Tensor], names: Any) -> Tensor:

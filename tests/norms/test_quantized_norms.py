@@ -334,6 +334,40 @@ def test_fake_quantize_by_its_rule(activation: str) -> None:
             torch.testing.assert_close(grads[name][n], want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
 
 
+class Shared(fq.quantizers.LSQ):
+    """Scales with a factor in common: a quantizer that nothing here knows of."""
+
+    def __init__(self, *args: Any, entries: int = 1):
+        super().__init__(*args)
+        self.stretch = nn.Parameter(torch.full((entries,), 0.1))
+
+    def current(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.scale * self.stretch.sum().exp(), None
+
+
+@pytest.mark.parametrize("role", ["weight", "activation"])
+def test_any_quantizer_is_followed_to_its_parameters(role: str) -> None:
+    layer, x = build("conv2d", WEIGHTS["lsq channel"], ACTIVATIONS["lsq channel"])
+    name = f"{role}_quantizer"
+    known = getattr(layer, name)
+    shared = Shared(known.spec, known.role, known.layout)
+    shared.load_state_dict({**shared.state_dict(), **known.state_dict()})
+    setattr(layer, name, shared)
+    found, grad_y = delivered(layer, x)
+    assert f"{name}.stretch" in found.grads
+    assert_equals_oracle(found, layer, x, grad_y)
+
+
+def test_a_parameter_that_belongs_to_some_scales_is_refused() -> None:
+    layer, x = build("conv2d", WEIGHTS["lsq channel"], ACTIVATIONS["lsq"])
+    known = layer.weight_quantizer
+    layer.weight_quantizer = Shared(known.spec, known.role, known.layout, entries=2)
+    layer.weight_quantizer.calibrated = True
+    Found(layer)
+    with pytest.raises(fq.InputError, match=r"stretch \[2\] beside 6 scales"):
+        layer(x)
+
+
 def test_a_weight_quantizer_by_itself_is_refused() -> None:
     quantizer = fq.quantizers.make_quantizer(fq.QuantSpec(4), "weight")
     rule = find_rule(quantizer)

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import fastqat as fq
-from fastqat.norms import register_rule
-from fastqat.norms.rules.scale import ScaleRule
+from fastqat.norms import ScaleRule, register_rule
 from fastqat.testing import places
 
 from .rule_checks import check_half, check_rule, random_parameters, rule_of

@@ -55,10 +55,10 @@ class Problem(NamedTuple):
         return torch.cat(norms), torch.cat(inners) if self.slope is not None else torch.zeros(len(self.x), 0, dtype=torch.float64)
 
     def sizes(self) -> tuple[Tensor, Tensor]:
-        """What norms and inner products would be if nothing cancelled: (Σ_t ‖g_t‖ ‖u_t‖)² ``[N]``, Σ_t |g_to| ‖u_t‖ ‖slope_o‖ ``[N, O]``."""
-        _, kernel, *rest = self.geometry
+        """What norms and inner products were if nothing cancelled: (Σ_t ‖g_t‖ ‖u_t‖)² ``[N]``, Σ_t |g_to| ‖u_t‖ ‖slope_o‖ ``[N, O]``."""
+        _, kernel, stride, padding, dilation = self.geometry
         ones = torch.ones(1, self.x.shape[1], *kernel, dtype=torch.float64)
-        inputs = (F.conv3d(self.x.double().square(), ones, None, *rest) + self.bias).sqrt()  # [N, 1, D', H', W']
+        inputs = (F.conv3d(self.x.double().square(), ones, None, stride, padding, dilation) + self.bias).sqrt()  # [N, 1, D', H', W']
         norms = (inputs[:, 0] * self.grad_y.double().square().sum(1).sqrt()).sum((1, 2, 3)).square()
         if self.slope is None:
             return norms, torch.zeros(len(self.x), 0, dtype=torch.float64)

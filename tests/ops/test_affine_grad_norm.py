@@ -212,21 +212,18 @@ from fastqat.ops.affine_grad_norm import kernels
 from fastqat.ops.affine_grad_norm.launch import Triton
 from fastqat.ops.affine_grad_norm.reference import Statistics
 
-for shape, dtype in itertools.product([(64, 64, 1024), (64, 192, 64), (8, 8192, 16)], [torch.float32, torch.bfloat16]):
-    for layout in ("positions", "channels"):
-        x, grad_y = (torch.empty(shape, dtype=dtype, device="meta") for _ in range(2))
-        if layout == "channels":
-            x, grad_y = (torch.empty(t.mT.shape, dtype=dtype, device="meta").mT for t in (x, grad_y))
-        mean, var = torch.empty(2, shape[1], device="meta")
-        given = [Statistics("given", mean, var), Statistics("negative"), Statistics("group", groups=32), Statistics("position"), Statistics("rms")]
+kinds = [("given", (80, 90, 100)), ("negative", (90,)), ("group", (90,)), ("position", (90,))]
+for layout, dtype, channels in (("positions", torch.float32, 64), ("channels", torch.float32, 192), ("channels", torch.bfloat16, 8192)):
+    tensors = [torch.empty(8, *((channels, 64) if layout == "positions" else (64, channels)), dtype=dtype, device="meta") for _ in range(2)]
+    x, grad_y = tensors if layout == "positions" else [t.mT for t in tensors]
+    mean, var = torch.empty(2, channels, device="meta")
+    for kind, archs in kinds:
         with recorded(kernels) as launches:
-            for statistics in given:
-                Triton.sq_norm(x, grad_y, statistics, True, True)
-        for i, launch in enumerate(launches):
-            for arch in (80, 90, 100) if shape[0] == 64 and i == 0 else (90,):
-                binary = binary_of(variant(launch, "affine"), arch)
-                if i < 2 and dtype == torch.float32:
-                    assert "ld.global.v4" in binary.asm["ptx"], f"{shape} {layout}: x and grad_y are not read 128 bits at a time"
+            Triton.sq_norm(x, grad_y, Statistics(kind, mean, var, groups=32), True, True)
+        for launch, arch in itertools.product(launches, archs if dtype == torch.float32 else (90,)):
+            code = binary_of(variant(launch, kind), arch).asm["ptx"]
+            narrow = kind == "group" or layout == "positions" and kind == "position"
+            assert narrow or dtype == torch.bfloat16 or "ld.global.v4" in code, f"{layout}, {kind}: not read 128 bits at a time"
 """
 
 

@@ -127,7 +127,7 @@ def test_bf16_against_torchs_own_gradient(backend: str, device: str, name: str) 
     """At most twice the error of the norm of torch's bf16 gradient, both against the gradient in fp64."""
     given = CASES[name](dtype=torch.bfloat16)
     truth, _ = given.oracle()
-    groups, kernel, *rest = given.geometry
+    groups, _, *rest = given.geometry
     shape = given.geometry.weight_shape(given.x, given.grad_y)
     weight, own = torch.zeros(shape, dtype=torch.bfloat16), []
     for x, grad_y in zip(given.x[:, None], given.grad_y[:, None], strict=True):

@@ -18,7 +18,9 @@ class BatchNormRule(AffineRule):
 
     def refuses(self, layer: Any) -> str | None:
         if layer.training:
-            return "in train mode its statistics mix the samples, so that no sample has a gradient of its own; call eval() on it, or use GroupNorm"
+            return (
+                "in train mode its statistics mix the samples, so that none has a gradient of its own; call eval() on it, or use GroupNorm"
+            )
         if layer.running_mean is None:
             return (
                 "without running statistics it takes those of the batch, which mix the samples; use track_running_stats=True, or GroupNorm"

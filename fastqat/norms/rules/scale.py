@@ -30,8 +30,7 @@ class ScaleRule(Rule):
     Example:
         >>> import torch
         >>> import fastqat as fq
-        >>> from fastqat.norms import register_rule
-        >>> from fastqat.norms.rules.scale import ScaleRule
+        >>> from fastqat.norms import ScaleRule, register_rule
         >>> class LayerScale(torch.nn.Module):  # of a transformer
         ...     def __init__(self, width):
         ...         super().__init__()

@@ -24,7 +24,7 @@ def arranged(x: Tensor, grad_y: Tensor, per_position: bool) -> Operands:
 
     `per_position`: each position has its own statistics, which are read along the channels.
     """
-    channels_inner = _has_stride_1(x, 1) and (x.shape[1] > 1 or x.shape[2] <= 1) or per_position
+    channels_inner = per_position or (_has_stride_1(x, 1) and (x.shape[1] > 1 or x.shape[2] <= 1))
     inner = 1 if channels_inner else 2
     return Operands(_with_stride_1(x, inner), _with_stride_1(grad_y, inner), channels_inner)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._launch import on_device
+from .._tiles import ceil_div
 from ..fake_quant.launch import Triton as FakeQuant
 from . import reference
 from .addresses import Addresses, addresses
@@ -136,7 +137,7 @@ def _summed(parts: Tensor, clamp: bool = False) -> Tensor:
         return parts[:, 0]
     out = parts.new_empty(rows, width)
     results, wide = finish_tile(rows * width, count)
-    _kernels().grad_norm_finish_kernel[(-(-rows * width // results),)](
+    _kernels().grad_norm_finish_kernel[(ceil_div(rows * width, results),)](
         parts, out, rows * width, count, width, CLAMP=clamp, RESULTS=results, PARTS=wide, **launch_options(4)
     )
     return out

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import _backend
+from ..._errors import InputError
 from .._library import define_op
 from . import reference
 from .forms import Form, cheapest
@@ -28,9 +29,13 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     geometry = Geometry.decode(numbers)
     implementation = _backend.pick(OP, x, grad_y)
+    forms = implementation.FORMS if mask is None else implementation.masked_forms(mask)
     if form == "auto":
-        forms = implementation.FORMS if mask is None else implementation.masked_forms(mask)
         form = cheapest(forms, x, grad_y, geometry, mask, slope)
+    elif form not in forms:
+        raise InputError(
+            f"form is {form!r}; accepted by this backend, {'with' if mask is not None else 'without'} a mask: auto, {', '.join(forms)}"
+        )
     if form == "direct":
         sq_norm, inner = implementation.direct(x, grad_y, mask, slope, geometry, bias)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -57,7 +58,7 @@ def unfold(x: Tensor, size: tuple[int, ...], geometry: Geometry) -> Tensor:
         (*x.shape[:2], *geometry.kernel, *size),
         (n, c, strides[0] * dd, strides[1] * dh, strides[2] * dw, strides[0] * sd, strides[1] * sh, strides[2] * sw),
     )
-    return windows.reshape(x.shape[0], geometry.groups, x.shape[1] // geometry.groups * geometry.taps, -1)
+    return windows.reshape(x.shape[0], geometry.groups, x.shape[1] // geometry.groups * geometry.taps, math.prod(size))
 
 
 def chunks(x: Tensor, grad_y: Tensor, geometry: Geometry, direct: bool) -> Iterator[tuple[Tensor, Tensor]]:

@@ -173,4 +173,4 @@ class QuantLayerNorms(QuantLayer):
         x_quant, w_quant = Operand(x_scale, x_zero_point, x_code), Operand(w_scale, w_zero_point, w_code)
         product = partial(_weight_product, grad_y, x, weight, x_quant, w_quant, conv)
         ctx.wanted.deliver(SampleGradients(*found[7:], found[0], product))  # type: ignore[call-arg]  # mypy does not count the elements
-        return *returned(ctx, found[:7]), None, None
+        return *returned(ctx, found[:7], quantizers), None, None

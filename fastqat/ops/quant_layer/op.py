@@ -232,12 +232,16 @@ class QuantLayer(torch.autograd.Function):
     @once
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # torch types it as *Any
         x, weight, *quantizers = ctx.saved_tensors
-        return returned(ctx, quant_layer_backward(grad_y, x, weight, *quantizers, *ctx.options, list(ctx.needs_input_grad[:7])))
+        found = quant_layer_backward(grad_y, x, weight, *quantizers, *ctx.options, list(ctx.needs_input_grad[:7]))
+        return returned(ctx, found, quantizers)
 
 
-def returned(ctx: Any, found: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """The seven gradients found, as autograd takes them: in the dtype and shape of what they belong to, None for those not needed."""
-    _, _, _, x_zero_point, _, w_zero_point = ctx.saved_tensors
+def returned(ctx: Any, found: Sequence[Tensor], quantizers: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """The seven gradients found, as autograd takes them: in the dtype and shape of what they belong to, None for those not needed.
+
+    `quantizers`: the last four of ``ctx.saved_tensors``, which a checkpoint lets unpack once.
+    """
+    _, x_zero_point, _, w_zero_point = quantizers
     grads, needs = list(found), ctx.needs_input_grad[:7]
     if needs[2]:
         grads[2] = grads[2].to(ctx.bias_dtype)
