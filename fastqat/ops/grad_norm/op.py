@@ -48,7 +48,7 @@ def inner_products(x: Tensor, grad_y: Tensor, slope: Tensor, geometry: Geometry)
     """Σ_k (slope ∘ G) ``[N, O]`` without G: the outputs of the layer with `slope` as its weight, times their gradients."""
     groups, _, stride, padding, dilation = geometry
     y = torch.ops.aten.convolution(x, slope.to(x.dtype), None, stride, padding, dilation, False, [0, 0, 0], groups)
-    return torch.einsum("notuv,notuv->no", y.to(grad_y.dtype), grad_y).to(torch.promote_types(x.dtype, torch.float32))
+    return y.to(torch.promote_types(y.dtype, torch.float32)).mul_(grad_y).sum((2, 3, 4))
 
 
 def _fake(
