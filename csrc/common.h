@@ -15,7 +15,8 @@ namespace fastqat {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Loops are compiled once per level (see FASTQAT_FOR_EACH_LEVEL) and chosen at run time; all levels give the same bits.
+// Loops are compiled once per level (see cpu/levels.h) and chosen at run time; all levels give the same bits, but for the
+// products of gemm_tile.h, which only AVX2 and AVX-512 fuse.
 enum class Level { baseline, avx2, avx512 };
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
