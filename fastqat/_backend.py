@@ -115,6 +115,18 @@ def _why_not(op: str, name: str, device_type: str | None = None) -> str | None:
     return backend.reason()
 
 
+def refuses_float64(*tensors: torch.Tensor) -> str | None:
+    """`refuses` of kernels that compute in fp32: the reference alone computes in fp64."""
+    return "float64 runs on the reference backend only" if any(t.dtype == torch.float64 for t in tensors) else None
+
+
+def refuses_in_triton(*tensors: torch.Tensor) -> str | None:
+    """`refuses` of Triton kernels: fp64 too, and bf16 in the interpreter, which has none."""
+    if TRITON_INTERPRETED and any(t.dtype == torch.bfloat16 for t in tensors):
+        return "Triton's interpreter has no bfloat16; use float32 or float16, or a GPU"
+    return refuses_float64(*tensors)
+
+
 def _refusal(implementation: Any, tensors: tuple[torch.Tensor, ...]) -> str | None:
     refuses = getattr(implementation, "refuses", None)
     return refuses(*tensors) if refuses else None
@@ -211,11 +223,11 @@ class BackendTable:
 
 
 def backends() -> BackendTable:
-    """What can run here: a table backend × op, with the reason where something cannot.
+    """What can run here: a table backend × op, with the reason where something cannot: that there is no kernel comes first.
 
     Example:
         >>> import fastqat as fq
         >>> fq.backends()["reference"]["fake_quant"] is None
         True
     """
-    return BackendTable({name: {op: BACKENDS[name].reason() or _why_not(op, name) for op in _implementations} for name in BACKENDS})
+    return BackendTable({name: {op: _why_not(op, name) for op in _implementations} for name in BACKENDS})

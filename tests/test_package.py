@@ -83,6 +83,14 @@ def test_backend_by_name_never_falls_back() -> None:
         pass
 
 
+def test_a_backend_without_the_kernel_says_so_before_anything_else() -> None:
+    """What is missing on this machine does not matter then."""
+    table = fq.backends()
+    assert table["cuda"]["grand_last"] == "has no kernel for grand_last"
+    assert table["triton"]["logit_scores"] == "has no kernel for logit_scores"
+    assert "has no kernel" not in str(table["cuda"]["fake_quant"])
+
+
 def test_backend_from_the_environment() -> None:
     code = "import torch, fastqat as fq; from fastqat import _backend; print(_backend.pick('fake_quant', torch.ones(1)).__name__)"
     assert python(code, FASTQAT_BACKEND="reference").strip().endswith("reference")

@@ -7,6 +7,7 @@
 // sum, so that a mean that is large beside the deviation costs no digits.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <limits>
 #include <vector>
 
@@ -15,32 +16,94 @@
 namespace fastqat {
 namespace {
 
+// Of channels from `first` on, totals of grad_y, and of the product that is the weight's gradient but for `scale`.
+SqNorm squares_of(const Job& job, const Scratch& scratch, int64_t first, int64_t channels) {
+  const double *const grad = scratch.totals.data(), *const product = grad + scratch.width, *const scale = job.scale.data() + first;
+  return {sum_of(channels, [=](int64_t c) { return square(product[c] * scale[c]); }),
+          sum_of(channels, [=](int64_t c) { return square(grad[c]); })};
+}
+
 SqNorm given_rows(const Job& job, const Sample& sample, int64_t first, int64_t rows, Scratch& scratch) {
-  double* const sums = scratch.totals.data();
   job.loops.row_products(sample.x_rows(first, rows), sample.grad_rows(first, rows), job.positions, job.mean.data() + first, job.limit,
-                         sums);
+                         scratch.totals.data(), scratch.width);
+  return squares_of(job, scratch, first, rows);
+}
+
+constexpr int64_t kNear = 8;  // most rows that are standardized before their products are taken, from the nearest cache
+
+// How each of at most kNear rows of n becomes x_hat.
+void standardize(const Job& job, const RowBlock& x, int64_t n, Standard* standard) {
+  const double inverse_count = 1 / static_cast<double>(n);
+  float shift[kNear] = {};
+  double sums[2 * kNear];
+  const double* const squares = sums + kNear;
+  if (job.kind != Kind::rms) job.loops.widened(x.first, x.step, x.rows, shift);
+  job.loops.row_moments(x, n, shift, sums, kNear);
+  for (int64_t r = 0; r < x.rows; ++r) {
+    if (job.kind == Kind::rms) {
+      standard[r] = {0, job.narrow_inverse_deviation(squares[r] * inverse_count), 0};
+      continue;
+    }
+    Moments moments = moments_of(inverse_count, shift[r], sums[r], squares[r]);
+    if (moments.too_far()) {
+      shift[r] = static_cast<float>(moments.mean);
+      job.loops.row_moments(job.rows_of(x, r, 1), n, shift + r, sums + r, kNear);
+      moments = moments_of(inverse_count, shift[r], sums[r], squares[r]);
+    }
+    const float scale = job.narrow_inverse_deviation(moments.variance);
+    standard[r] = {shift[r], scale, static_cast<float>(shift[r] - moments.mean) * scale};
+  }
+}
+
+constexpr int64_t kNearElements = 4096;  // of x, that stay in the first-level cache
+constexpr int64_t kNearPositions = 128;  // longer rows cost more to read again than two more sums per channel
+
+bool is_near(const Job& job) { return job.x_step == job.positions && job.positions <= kNearPositions; }
+
+int64_t near_groups(const Job& job) { return std::clamp<int64_t>(kNearElements / (job.group_channels() * job.positions), 1, kNear); }
+
+// Rows of x that follow each other without gaps: a group is one row of moments, and its channels are read again while they are near.
+SqNorm near_group_rows(const Job& job, const Sample& sample, int64_t first, int64_t rows, Scratch& scratch) {
+  const int64_t width = job.group_channels(), groups = near_groups(job);
+  float* const shift = scratch.shift.data();
+  const double *const grad = scratch.totals.data(), *const product = grad + scratch.width;
   SqNorm out;
-  for (int64_t r = 0; r < rows; ++r) out.add(sums[2 * r + 1] * job.scale[first + r], sums[2 * r]);
+  for (int64_t row = first; row < first + rows; row += groups * width) {
+    const int64_t count = std::min(groups * width, first + rows - row);
+    Standard standard[kNear];
+    standardize(job, {sample.x_rows(row, 1).first, width * job.x_step, count / width}, width * job.positions, standard);
+    for (int64_t g = 0; g * width < count; ++g) std::fill_n(shift + g * width, width, standard[g].shift);
+    job.loops.row_products(sample.x_rows(row, count), sample.grad_rows(row, count), job.positions, shift, job.limit, scratch.totals.data(),
+                           scratch.width);
+    for (int64_t g = 0; g * width < count; ++g) {
+      const double scale = standard[g].scale, offset = standard[g].offset;
+      const double *const grads = grad + g * width, *const products = product + g * width;
+      out.weight += sum_of(width, [=](int64_t c) { return square(products[c] * scale + grads[c] * offset); });
+    }
+    out.bias += sum_of(count, [=](int64_t r) { return square(grad[r]); });
+  }
   return out;
 }
 
 // The first value of each group is the shift of its channels; where that is far off, the mean is.
 SqNorm group_rows(const Job& job, const Sample& sample, int64_t first, int64_t rows, Scratch& scratch) {
   const int64_t width = job.group_channels();
+  if (is_near(job)) return near_group_rows(job, sample, first, rows, scratch);
+  const double positions = static_cast<double>(job.positions);
   float* const shift = scratch.shift.data();
   double* const sums = scratch.totals.data();
-  const RowBlock x = sample.x_rows(first, rows);
-  job.loops.widened(x.first, job.x_step, rows, shift);
-  for (int64_t r = 0; r < rows; ++r) shift[r] = shift[r - r % width];
-  job.loops.row_group(x, sample.grad_rows(first, rows), job.positions, shift, sums);
+  job.loops.widened(sample.x_rows(first, rows).first, width * job.x_step, rows / width, shift);
+  for (int64_t r = rows - width; r >= 0; r -= width) std::fill_n(shift + r, width, shift[r / width]);
+  job.loops.row_group(sample.x_rows(first, rows), sample.grad_rows(first, rows), job.positions, shift, sums, scratch.width);
   SqNorm out;
   for (int64_t r = 0; r < rows; r += width) {
-    const GroupSums group{sums + 4 * r, shift + r, 4, 1, width};
-    Moments moments = group.moments(static_cast<double>(job.positions));
+    const GroupSums group(scratch, r, width);
+    Moments moments = group.moments(positions);
     if (moments.too_far()) {
-      for (int64_t c = r; c < r + width; ++c) shift[c] = static_cast<float>(moments.mean);
-      job.loops.row_group(sample.x_rows(first + r, width), sample.grad_rows(first + r, width), job.positions, shift + r, sums + 4 * r);
-      moments = group.moments(static_cast<double>(job.positions));
+      std::fill_n(shift + r, width, static_cast<float>(moments.mean));
+      job.loops.row_group(sample.x_rows(first + r, width), sample.grad_rows(first + r, width), job.positions, shift + r, sums + r,
+                          scratch.width);
+      moments = group.moments(positions);
     }
     group.add_squares(job, moments, out);
   }
@@ -64,19 +127,11 @@ void over_rows(const Job& job, Scratch& scratch, const Add& add) {
   }
 }
 
-// Totals: of grad_y, and of the product that is the weight's gradient but for `scale`.
-SqNorm square_columns(const Job& job, const Scratch& scratch) {
-  const double *const grad = scratch.totals.data(), *const product = grad + scratch.width;
-  SqNorm out;
-  for (int64_t c = 0; c < job.channels; ++c) out.add(product[c] * job.scale[c], grad[c]);
-  return out;
-}
-
 SqNorm given_columns(const Job& job, const Sample& sample, Scratch& scratch) {
   over_rows<2>(job, scratch, [&](int64_t row, int64_t rows, float* parts) {
     job.loops.column_products(sample.x_rows(row, rows), sample.grad_rows(row, rows), job.channels, job.mean.data(), job.limit, parts);
   });
-  return square_columns(job, scratch);
+  return squares_of(job, scratch, 0, job.channels);
 }
 
 void add_group_columns(const Job& job, const Sample& sample, Scratch& scratch) {
@@ -89,7 +144,7 @@ void add_group_columns(const Job& job, const Sample& sample, Scratch& scratch) {
 SqNorm group_columns(const Job& job, const Sample& sample, Scratch& scratch) {
   const int64_t width = job.group_channels();
   float* const shift = scratch.shift.data();
-  const auto group_at = [&](int64_t c) { return GroupSums{scratch.totals.data() + c, shift + c, 1, scratch.width, width}; };
+  const auto group_at = [&](int64_t c) { return GroupSums(scratch, c, width); };
   const double positions = static_cast<double>(job.positions);
   job.loops.widened(sample.x, 1, job.channels, shift);
   add_group_columns(job, sample, scratch);
@@ -107,42 +162,16 @@ SqNorm group_columns(const Job& job, const Sample& sample, Scratch& scratch) {
   return out;
 }
 
-constexpr int64_t kNear = 8;  // most rows that are standardized before their products are taken, from the nearest cache
-
-// How `count` rows from `row` on become x_hat.
-void standardize(const Job& job, const Sample& sample, int64_t row, int64_t count, Standard* standard) {
-  const RowBlock rows = sample.x_rows(row, count);
-  const double inverse_count = 1 / static_cast<double>(job.channels);
-  float shift[kNear] = {};
-  double sums[2 * kNear];
-  if (job.kind == Kind::position) job.loops.widened(rows.first, job.x_step, count, shift);
-  job.loops.row_moments(rows, job.channels, shift, sums);
-  for (int64_t r = 0; r < count; ++r) {
-    if (job.kind == Kind::rms) {
-      standard[r] = {0, job.narrow_inverse_deviation(sums[2 * r + 1] * inverse_count), 0};
-      continue;
-    }
-    Moments moments = moments_of(inverse_count, shift[r], sums[2 * r], sums[2 * r + 1]);
-    if (moments.too_far()) {
-      shift[r] = static_cast<float>(moments.mean);
-      job.loops.row_moments(sample.x_rows(row + r, 1), job.channels, shift + r, sums + 2 * r);
-      moments = moments_of(inverse_count, shift[r], sums[2 * r], sums[2 * r + 1]);
-    }
-    const float scale = job.narrow_inverse_deviation(moments.variance);
-    standard[r] = {shift[r], scale, static_cast<float>(shift[r] - moments.mean) * scale};
-  }
-}
-
 SqNorm position_columns(const Job& job, const Sample& sample, Scratch& scratch) {
   over_rows<2>(job, scratch, [&](int64_t first, int64_t rows, float* parts) {
     for (int64_t row = first; row < first + rows; row += kNear) {
       const int64_t count = first + rows - row < kNear ? first + rows - row : kNear;
       Standard standard[kNear];
-      standardize(job, sample, row, count, standard);
+      standardize(job, sample.x_rows(row, count), job.channels, standard);
       job.loops.standard_products(sample.x_rows(row, count), sample.grad_rows(row, count), job.channels, standard, parts);
     }
   });
-  return square_columns(job, scratch);
+  return squares_of(job, scratch, 0, job.channels);
 }
 
 SqNorm sample_slice(const Job& job, int64_t task, Scratch& scratch) {

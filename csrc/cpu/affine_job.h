@@ -25,7 +25,11 @@ struct Job {
   std::vector<double> partial;  // [samples, slices]
 
   int64_t group_channels() const { return channels / groups; }
-  double inverse_deviation(double variance) const { return 1 / std::sqrt((variance < 0 ? 0 : variance) + eps); }
+  RowBlock rows_of(const RowBlock& block, int64_t row, int64_t rows) const {
+    return {static_cast<const char*>(block.first) + row * block.step * item_bytes, block.step, rows};
+  }
+  double inverse_variance(double variance) const { return 1 / ((variance < 0 ? 0 : variance) + eps); }
+  double inverse_deviation(double variance) const { return std::sqrt(inverse_variance(variance)); }
   // In fp32, which is a third of the time of one that is needed for every row.
   float narrow_inverse_deviation(double variance) const { return 1 / std::sqrt(static_cast<float>((variance < 0 ? 0 : variance) + eps)); }
 };
@@ -41,12 +45,21 @@ struct Sample {
   RowBlock grad_rows(int64_t row, int64_t rows) const { return {grad_y + row * job.grad_step * job.item_bytes, job.grad_step, rows}; }
 };
 
+// The sum of term(i), four at a time so that additions overlap.
+template <class Term>
+double sum_of(int64_t count, const Term& term) {
+  double sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4)
+    for (int l = 0; l < 4; ++l) sums[l] += term(i + l);
+  for (; i < count; ++i) sums[0] += term(i);
+  return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+}
+
+inline double square(double x) { return x * x; }
+
 struct SqNorm {
   double weight = 0, bias = 0;
-  void add(double weight_gradient, double bias_gradient) {
-    weight += weight_gradient * weight_gradient;
-    bias += bias_gradient * bias_gradient;
-  }
 };
 
 // Mean and variance from the sums of d = x - shift, over parts with one shift or with one each.
@@ -74,36 +87,39 @@ struct Scratch {
   }
   int64_t rows, width;
   std::vector<float> shift, memory;
-  std::vector<double> totals;  // by row [rows][2 or 4], by column [2 or 4][width]
+  std::vector<double> totals;  // [2 or 4][width]
   float* parts;                // [2 or 4][width]
 };
 
 // The four sums of each channel of a group.
 struct GroupSums {
-  const double* sums;
+  const double *grad, *product, *sum, *square_sum;
   const float* shift;
-  int64_t channel_step, sum_step, channels;
-  double at(int64_t c, int k) const { return sums[c * channel_step + k * sum_step]; }
+  int64_t channels;
+  GroupSums(const Scratch& scratch, int64_t first, int64_t channels)
+      : grad(scratch.totals.data() + first),
+        product(grad + scratch.width),
+        sum(product + scratch.width),
+        square_sum(sum + scratch.width),
+        shift(scratch.shift.data() + first),
+        channels(channels) {}
 
   Moments moments(double positions) const {
     const double inverse_count = 1 / (positions * static_cast<double>(channels));
-    Moments out;
-    for (int64_t c = 0; c < channels; ++c) out.mean += at(c, 2) + positions * shift[c];
-    out.mean *= inverse_count;
-    for (int64_t c = 0; c < channels; ++c) {
-      const double off = out.mean - shift[c];
-      out.about_shift += at(c, 3);
-      out.variance += at(c, 3) - off * (2 * at(c, 2) - off * positions);
-    }
-    out.about_shift *= inverse_count;
-    out.variance *= inverse_count;
-    return out;
+    const double mean = sum_of(channels, [&](int64_t c) { return sum[c] + positions * shift[c]; }) * inverse_count;
+    const double about_shift = sum_of(channels, [&](int64_t c) { return square_sum[c]; });
+    const double lost = sum_of(channels, [&](int64_t c) {
+      const double off = mean - shift[c];
+      return off * (2 * sum[c] - off * positions);
+    });
+    return {mean, (about_shift - lost) * inverse_count, about_shift * inverse_count};
   }
 
   // Of a channel, the sum of grad_y (x - mean) is that of grad_y d without what the shift is off.
   void add_squares(const Job& job, const Moments& moments, SqNorm& out) const {
-    const double scale = job.inverse_deviation(moments.variance);
-    for (int64_t c = 0; c < channels; ++c) out.add((at(c, 1) - (moments.mean - shift[c]) * at(c, 0)) * scale, at(c, 0));
+    const double inverse_variance = job.inverse_variance(moments.variance);
+    out.weight += inverse_variance * sum_of(channels, [&](int64_t c) { return square(product[c] - (moments.mean - shift[c]) * grad[c]); });
+    out.bias += sum_of(channels, [&](int64_t c) { return square(grad[c]); });
   }
 };
 

@@ -1,6 +1,7 @@
 #include "affine_loops.h"
 
 #include <cstring>
+#include <utility>
 
 #include "storage.h"
 #include "vec_math.h"
@@ -11,7 +12,6 @@ namespace {
 #define FASTQAT_UNROLLED _Pragma("GCC unroll 16")
 #define FASTQAT_INNER FASTQAT_TARGET FASTQAT_INLINE
 
-using Four = float __attribute__((vector_size(16)));
 constexpr int64_t kRun = 32 * kLanes;  // elements of a row that are summed in fp32
 
 #define FASTQAT_TARGET

@@ -24,16 +24,16 @@ struct Standard {
   float shift, scale, offset;
 };
 
-// With d = x - shift, in products at most `limit`. By row: sums in fp64, [rows][2] or [rows][4], of n elements, a shift per row. By column:
-// what is added to [2] or [4][padded(columns)], a shift per column.
+// With d = x - shift, in products at most `limit`. By row: sums in fp64 of n elements, [2] or [4][stride] of which each row has one, a
+// shift per row. By column: what is added to [2] or [4][padded(columns)], a shift per column.
 struct AffineLoops {
   // d, d^2
-  void (*row_moments)(RowBlock x, int64_t n, const float* shift, double* sums);
+  void (*row_moments)(RowBlock x, int64_t n, const float* shift, double* sums, int64_t stride);
   // grad_y, grad_y d
-  void (*row_products)(RowBlock x, RowBlock grad_y, int64_t n, const float* shift, float limit, double* sums);
+  void (*row_products)(RowBlock x, RowBlock grad_y, int64_t n, const float* shift, float limit, double* sums, int64_t stride);
   void (*column_products)(RowBlock x, RowBlock grad_y, int64_t columns, const float* shift, float limit, float* sums);
   // grad_y, grad_y d, d, d^2
-  void (*row_group)(RowBlock x, RowBlock grad_y, int64_t n, const float* shift, double* sums);
+  void (*row_group)(RowBlock x, RowBlock grad_y, int64_t n, const float* shift, double* sums, int64_t stride);
   void (*column_group)(RowBlock x, RowBlock grad_y, int64_t columns, const float* shift, float* sums);
   // grad_y, grad_y x_hat; one Standard per row
   void (*standard_products)(RowBlock x, RowBlock grad_y, int64_t columns, const Standard* standard, float* sums);

@@ -4,32 +4,49 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._errors import InputError
 from .calls import Call
 from .rules import find_rule
-from .targets import Target, is_attention
+from .targets import Target
 
 if TYPE_CHECKING:
     from .engine import Pass
 
 
-def switch_fast_path_off(measured: Pass) -> None:
-    """Transformer layers in eval mode may run as one fused operation on nested tensors: nothing inside could be watched."""
-    if any(is_attention(module) for module in measured.model.modules()) and torch.backends.mha.get_fastpath_enabled():
-        torch.backends.mha.set_fastpath_enabled(False)
-        measured.at_exit(partial(torch.backends.mha.set_fastpath_enabled, True))
+def switch_nested_off(measured: Pass) -> None:
+    """An encoder in eval mode may turn padded sequences into nested tensors. Its layers' own fused path is off where they have hooks."""
+    for module in measured.model.modules():
+        if isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):
+            module.use_nested_tensor = False
+            measured.at_exit(partial(setattr, module, "use_nested_tensor", True))
 
 
 def replace_forward(measured: Pass, target: Target) -> None:
     """Give the module the watched forward until the block ends."""
-    target.module.forward = partial(_forward, measured, target)
-    measured.at_exit(partial(target.module.__dict__.pop, "forward"))
+    before = vars(target.module).get("forward")
+    target.module.forward = _Watched(measured, target)
+    measured.at_exit(partial(vars(target.module).pop, "forward") if before is None else partial(setattr, target.module, "forward", before))
+
+
+class _Watched:
+    """The watched forward of one module; a copy of the module gets its own plain one."""
+
+    def __init__(self, measured: Pass, target: Target):
+        self._pass, self._target = measured, target
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        return _forward(self._pass, self._target, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        module = self._target.module
+        return MethodType(type(module).forward, memo.get(id(module), module))
 
 
 def after(measured: Pass, call: Call, y: Any) -> None:
@@ -80,11 +97,6 @@ def _batch_first(measured: Pass, target: Target, *tensors: Tensor) -> tuple[Tens
         if tensor.dim() != 3 or tensor.is_nested:
             raise InputError(f"{target.label} was given {list(tensor.shape)}; accepted: a batch of sequences, three dimensions")
         measured.check_batch(tensor, target, "input", dim)
-        if dim and tensor.shape[0] == measured.samples != 1:
-            raise InputError(
-                f"{target.label} has batch_first=False and was given as many positions as samples, {measured.samples}: the layers "
-                "around it cannot be checked. Build it with batch_first=True, or pass another number of samples"
-            )
     turned = {id(x): x.transpose(0, dim) for x in tensors}
     return tuple(turned[id(x)] for x in tensors)
 

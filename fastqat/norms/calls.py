@@ -20,10 +20,11 @@ def in_backward() -> bool:
 class Call:
     """A call of a target's module, and what it was given."""
 
-    __slots__ = ("_spec", "leaves", "target", "versions")
+    __slots__ = ("_spec", "entered", "leaves", "target", "versions")
 
     def __init__(self, target: Target, args: Any, kwargs: Any):
         self.target = target
+        self.entered = False  # whether the mode was switched on for it
         again = target.how in ("direct", "func")  # torch.func may have to run it again
         self.leaves: list[Any] = [*args, *kwargs.values()]
         self._spec: _pytree.TreeSpec | None = None

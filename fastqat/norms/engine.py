@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree
 from torch.utils.hooks import RemovableHandle
 
@@ -19,7 +20,7 @@ from .calls import Call, in_backward
 from .collector import Collector
 from .result import GradNorms
 from .taps import Taps
-from .targets import Target, find_targets
+from .targets import Target, check_statistics, find_targets
 
 _measured: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # modules that a block is open for
 _AFTER = {
@@ -68,10 +69,13 @@ class Pass:
             modules = list(self.model.modules())
             _measured.update(modules)
             self.at_exit(partial(_measured.difference_update, modules))
-            self._hook(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
+            self._hook(self.model.register_forward_pre_hook(_Hook(self._begin), with_kwargs=True))
+            for name, module in self.model.named_modules():
+                if isinstance(module, _BatchNorm):  # it may be set to train mode inside the block
+                    self._hook(module.register_forward_pre_hook(_Hook(partial(_check_mode, name))))
             for target in self.found.targets:
                 self._watch(target)
-            attention.switch_fast_path_off(self)
+            attention.switch_nested_off(self)
             self.reads.__enter__()
             self.at_exit(partial(self.reads.__exit__, None, None, None))
         except BaseException:
@@ -119,10 +123,19 @@ class Pass:
                 f"{dim}. Put them there (batch_first=True, no windows or positions folded into the batch), or freeze this layer beside "
                 "parameters that train"
             )
+        if dim and tensor.shape[0] == size != 1:
+            raise InputError(
+                f"{target.label} has batch_first=False and was given as many positions as samples, {size}: the layers around it cannot be "
+                "checked. Build it with batch_first=True, or pass another number of samples"
+            )
 
     def is_input(self, tensor: Tensor) -> bool:
         """Whether it is, or is a part of, what the model was given."""
         return tensor.untyped_storage().data_ptr() in self._inputs
+
+    def differentiates(self) -> bool:
+        """Whether fastqat itself may be differentiating: the quantizers of a layer, or in the backward pass those of a rule."""
+        return in_backward() or (bool(self.open_calls) and self.open_calls[-1].target.how in ("quantized", "rule"))
 
     def arrived(self, grad: Tensor) -> None:
         """A gradient has come to a watched layer."""
@@ -155,11 +168,14 @@ class Pass:
             layers.watch_quantized(self, target)
 
         after_call = _AFTER[target.how]
+        outermost = target.how in ("direct", "func")  # they see a call with the user's hooks, the others what the forward itself does
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-            self.open_calls.append(Call(target, args, kwargs))
+            call = Call(target, args, kwargs)
+            self.open_calls.append(call)
             if target.how == "direct" and in_backward():  # where torch has switched the mode off
                 self.reads.__enter__()
+                call.entered = True
 
         def after(module: nn.Module, args: Any, kwargs: Any, y: Any) -> Any:
             if self.muted:
@@ -167,15 +183,50 @@ class Pass:
             if torch.compiler.is_compiling():
                 raise InputError("a pass under per_sample_grad_norms cannot be traced by torch.compile; run it without")
             with torch._C.DisableTorchFunction():  # the mode need not see what happens here
+                call = self.open_calls[-1] if outermost else self._leave(target)
+                assert call is not None
                 if not in_backward():
                     self._count(target)
-                return after_call(self, self.open_calls[-1], y) if torch.is_grad_enabled() else None
+                return after_call(self, call, y) if torch.is_grad_enabled() else None
 
         def leave(module: nn.Module, args: Any, y: Any) -> None:
-            self.open_calls.pop()
-            if target.how == "direct" and in_backward():
-                self.reads.__exit__(None, None, None)
+            self._leave(target)
 
-        self._hook(target.module.register_forward_pre_hook(before, with_kwargs=True))
-        self._hook(target.module.register_forward_hook(after, with_kwargs=True))
-        self._hook(target.module.register_forward_hook(leave, always_call=True))  # after an exception too
+        module = target.module
+        self._hook(module.register_forward_pre_hook(_Hook(before), with_kwargs=True, prepend=outermost))
+        self._hook(module.register_forward_hook(_Hook(after), with_kwargs=True, prepend=not outermost))
+        self._hook(module.register_forward_hook(_Hook(leave), always_call=True))  # after an exception too
+
+    def _leave(self, target: Target) -> Call | None:
+        """Close the innermost call if it is one of `target`; a call that failed before it was opened is none."""
+        if not self.open_calls or self.open_calls[-1].target is not target:
+            return None
+        call = self.open_calls.pop()
+        if call.entered:
+            self.reads.__exit__(None, None, None)
+        return call
+
+
+def _check_mode(name: str, module: nn.Module, args: Any) -> None:
+    check_statistics(name, module)
+
+
+class _Hook:
+    """A hook of a pass, of which a copied or pickled module keeps nothing."""
+
+    def __init__(self, run: Callable[..., Any]):
+        self._run = run
+
+    def __call__(self, *args: Any) -> Any:
+        return self._run(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _no_hook, ()
+
+
+def _no_hook() -> Callable[..., None]:
+    return _ignore
+
+
+def _ignore(*args: Any) -> None:
+    """What a copy of a hook does."""

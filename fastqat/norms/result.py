@@ -9,6 +9,10 @@ from torch import Tensor
 from .._errors import InputError
 
 
+class _NotThere(InputError, AttributeError):
+    """A result that cannot be read; `hasattr` says no."""
+
+
 class GradNorms:
     """Gradient norms of the samples of one pass, of each sample's own loss; readable once the block has ended.
 
@@ -35,7 +39,7 @@ class GradNorms:
     def __getattr__(self, name: str) -> Any:
         if name not in GradNorms.__annotations__:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        raise InputError(f"{name} is not there: {self._missing.get(name) or self._reason}")
+        raise _NotThere(f"{name} is not there: {self._missing.get(name) or self._reason}")
 
     @property
     def _missing(self) -> dict[str, str]:

@@ -46,14 +46,36 @@ class _Kept(torch.autograd.Function):
         return None
 
 
+class _Joined(torch.autograd.Function):
+    """Several tensors as they are; its backward has the gradients of all of them, None for those that were not reached."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, tap: _Tap, *ys: Tensor) -> tuple[Tensor, ...]:
+        ctx.tap = tap
+        ctx.set_materialize_grads(False)
+        return tuple(y.view_as(y) for y in ys)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # torch types it as *Any
+        if any(grad is not None for grad in grads):
+            ctx.tap(*grads)
+        return None, None, *grads
+
+
 class _Tap:
-    """One output: calls `receive` with the kept tensors and the gradient, once."""
+    """One output, or several together: calls `receive` with the kept tensors and the gradients, once."""
 
-    def __init__(self, node: Any, receive: Receive, where: str):
+    def __init__(self, node: Any, receive: Callable[..., None], where: str):
         self.node, self.receive, self.where = node, receive, where
-        self.spent = False
+        self.spent = self.closed = False
 
-    def __call__(self, grad_y: Tensor) -> None:
+    def remove(self) -> None:
+        """Do nothing from now on, and keep nothing."""
+        self.closed, self.node = True, None
+
+    def __call__(self, *grads: Tensor | None) -> None:
+        if self.closed:
+            return
         if self.spent:
             raise InputError(
                 f"a second backward pass reached {self.where}; accepted: one. Add the losses up, or use a new block for each pass"
@@ -61,11 +83,12 @@ class _Tap:
         self.spent = True
         kept = self._kept()
         self.node = None
-        if torch.is_grad_enabled() or torch.is_autocast_enabled(grad_y.device.type):
-            with quietly(grad_y.device):
-                self.receive(kept, grad_y.detach())
+        device = next(grad.device for grad in grads if grad is not None)
+        if torch.is_grad_enabled() or torch.is_autocast_enabled(device.type):
+            with quietly(device):
+                self.receive(kept, *(None if grad is None else grad.detach() for grad in grads))
         else:
-            self.receive(kept, grad_y)
+            self.receive(kept, *grads)
 
     def _kept(self) -> tuple[Tensor, ...]:
         if self.node is None:
@@ -86,15 +109,23 @@ class Taps:
 
     def __init__(self) -> None:
         self.anchor = torch.empty(0, requires_grad=True)
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[RemovableHandle | _Tap] = []
 
     def watch(self, y: Tensor, inputs: tuple[Tensor, ...], receive: Receive, where: str) -> Tensor:
         """Have `receive(inputs, grad_y)` called in the backward pass; returns what takes the place of y: the same tensor if it can be."""
         if not y.requires_grad or y._is_view():
             y = _Anchored.apply(self.anchor, y)
-        node = _Kept.apply(self.anchor, *(x.detach() for x in inputs)).grad_fn if inputs else None
-        self._handles.append(y.register_hook(_Tap(node, receive, where)))
+        self._handles.append(y.register_hook(_Tap(self._keep(inputs), receive, where)))
         return y
+
+    def watch_all(self, ys: tuple[Tensor, ...], inputs: tuple[Tensor, ...], receive: Callable[..., None], where: str) -> tuple[Tensor, ...]:
+        """The same for several outputs, with one call ``receive(inputs, *grads)``, None for those that the loss does not depend on."""
+        tap = _Tap(self._keep(inputs), receive, where)
+        self._handles.append(tap)
+        return _Joined.apply(self.anchor, tap, *ys)
+
+    def _keep(self, inputs: tuple[Tensor, ...]) -> Any:
+        return _Kept.apply(self.anchor, *(x.detach() for x in inputs)).grad_fn if inputs else None
 
     def remove(self) -> None:
         """Take every hook off; what it kept is freed."""

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
 from .._errors import InputError
 from ..nn.layer import QuantLayer
 from ..quantizers import Quantizer
 from .rules import Names, Rule, find_rule
+from .rules.registry import inherits, rule_of
 
 How = Literal["rule", "quantized", "attention", "direct", "func"]
+_ATTENTION = {f"{letter}_proj_weight" for letter in "qkv"} | {
+    *("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias", "bias_k", "bias_v")
+}
 NO_RULE = 'register a rule for it (fastqat.norms.register_rule), freeze it beside parameters that train, or pass unknown="func"'
 
 
@@ -23,6 +29,7 @@ class Target(NamedTuple):
     how: by its rule; inside the backward of a quantized layer; by `attention`; for modules that torch does not define, by following the
     parameters themselves (`direct`); by torch.func.
     parameters: those that count, by their names in the module. keys: the ids of those that only the module itself may read.
+    dim: dimension of the samples in its input and output, where a rule measures it.
     """
 
     name: str
@@ -31,6 +38,7 @@ class Target(NamedTuple):
     parameters: dict[str, nn.Parameter]
     rule: Rule | None
     keys: frozenset[int] = frozenset()
+    dim: int = 0
 
     @property
     def names(self) -> Names:
@@ -79,31 +87,69 @@ def find_targets(model: nn.Module, func: bool) -> Targets:
 
 def _walk(model: nn.Module, counted: set[int], func: bool) -> Iterator[Target]:
     inside: set[nn.Module] = set()  # parts of a layer that is measured as a whole
+    turned = _turned(model)
     for name, module in model.named_modules():
         if module in inside:
             continue
+        check_statistics(name, module)
         rule = find_rule(module)
         reason = rule.refuses(module) if rule else None
         if reason:
             raise InputError(f"{name or 'the model'} ({type(module).__name__}): {reason}")
-        whole = isinstance(module, QuantLayer) or is_attention(module)
-        if whole:
-            inside.update(module.modules())
-        own = {key: p for key, p in module.named_parameters(recurse=whole) if id(p) in counted}
+        whole = _measured_with(module)
+        inside.update(part for prefix in whole for part in module.get_submodule(prefix).modules())
+        own = {key: p for key, p in module.named_parameters() if id(p) in counted and _belongs(key, whole)}
         if own:
             target = _target(name, module, own, rule, func)
+            if module in turned and target.how != "attention":
+                target = _with_samples_in_1(target)
             yield target if target.how == "direct" else target._replace(keys=frozenset(map(id, own.values())))
+
+
+def _turned(model: nn.Module) -> set[nn.Module]:
+    """The modules inside of torch's transformer layers with batch_first=False, which read ``[T, N, C]``."""
+    found: set[nn.Module] = set()
+    for kind in (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.TransformerEncoder, nn.TransformerDecoder):
+        for module in model.modules():
+            if not isinstance(module, kind) or not inherits(module, kind, "forward"):
+                continue
+            layer: Any = module.layers[0] if isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder) else module
+            norm = [module.norm] if layer is not module else [module]
+            if not getattr(getattr(layer, "self_attn", None), "batch_first", True):
+                found.update(part for whole in norm if isinstance(whole, nn.Module) for part in whole.modules())
+    return found
+
+
+def _with_samples_in_1(target: Target) -> Target:
+    if target.how != "rule":
+        raise InputError(f"{target.label} is inside of a transformer layer with batch_first=False; build that with batch_first=True")
+    return target._replace(dim=1)
+
+
+def _measured_with(module: nn.Module) -> list[str]:
+    """Names of the submodules that are measured together with `module`, not by themselves."""
+    if isinstance(module, QuantLayer) or is_attention(module):
+        return [name for name, _ in module.named_children()]
+    return ["parametrizations"] if parametrize.is_parametrized(module) else []
+
+
+def _belongs(key: str, whole: list[str]) -> bool:
+    """Whether a parameter is the module's own, or in one of the submodules `whole`."""
+    return "." not in key or key.partition(".")[0] in whole
 
 
 def _target(name: str, module: nn.Module, own: dict[str, nn.Parameter], rule: Rule | None, func: bool) -> Target:
     target, names = Target(name, module, "rule", own, rule), Names(own)
-    if isinstance(module, QuantLayer):
+    if isinstance(module, QuantLayer) and not parametrize.is_parametrized(module):
+        _check_quantized(target)
         return target._replace(how="quantized")
-    if is_attention(module):
+    if is_attention(module) and names <= _ATTENTION:
         return target._replace(how="attention")
     if rule is not None and (rule.parameters is None or names <= rule.parameters):
         return target
-    if not type(module).__module__.startswith("torch.") or isinstance(module, nn.ParameterList | nn.ParameterDict):
+    parametrized = any("." in name for name in names)  # their hosts' classes are made by torch
+    users = not type(module).__module__.startswith("torch.") or "forward" in vars(module)
+    if not parametrized and (users or isinstance(module, nn.ParameterList | nn.ParameterDict)):
         return target._replace(how="direct", rule=None)
     if not func:
         raise InputError(f"{target.label} has no rule for the per-sample gradients of {', '.join(sorted(names))}: {NO_RULE}")
@@ -112,7 +158,27 @@ def _target(name: str, module: nn.Module, own: dict[str, nn.Parameter], rule: Ru
 
 def is_attention(module: nn.Module) -> bool:
     """Whether the forward pass of `module` is that of `torch.nn.MultiheadAttention`."""
-    return type(module).forward is nn.MultiheadAttention.forward and "forward" not in module.__dict__
+    return isinstance(module, nn.MultiheadAttention) and inherits(module, nn.MultiheadAttention, "forward")
+
+
+def check_statistics(name: str, module: nn.Module) -> None:
+    """Refuse a batch norm that mixes the samples, whether or not it has parameters, or a forward of its own."""
+    rule = rule_of(nn.BatchNorm2d) if isinstance(module, _BatchNorm) else None
+    reason = rule.refuses(module) if rule else None
+    if reason:
+        raise InputError(f"{name or 'the model'} ({type(module).__name__}): {reason}")
+
+
+def _check_quantized(target: Target) -> None:
+    """A quantized layer is measured in the backward pass of its own operation, which must be what its forward runs."""
+    module = target.module
+    for method in ("forward", "operands", "wanted", "padded"):
+        base = next(base for base in type(module).__mro__ if method in vars(base))
+        if not base.__module__.startswith("fastqat.nn.") or not inherits(module, base, method):
+            raise InputError(
+                f"{target.label} has a {method} of its own in place of fastqat's, whose backward pass measures the layer; put what it does "
+                "into a module around the layer, or into a forward hook"
+            )
 
 
 def _check_model(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,20 @@ def define_op(schema: str, implementation: Callable[..., Any], fake: Callable[..
     _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastqat::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.fastqat, name).default
+
+
+def without_autocast(implementation: Callable[..., Any]) -> Callable[..., Any]:
+    """`implementation` in the dtypes that it chooses: inside an autocast region torch would multiply in halves what it widened to fp32."""
+
+    @functools.wraps(implementation)
+    def run(x: torch.Tensor, *args: Any) -> Any:
+        device = x.device.type
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            return implementation(x, *args)
+        with torch.autocast(device, enabled=False):
+            return implementation(x, *args)
+
+    return run
 
 
 def define_vmap(operator: Any, rule: Callable[..., Any]) -> None:

@@ -36,10 +36,12 @@ def score_dataset(
 ) -> ScoreTable:
     """Score every sample of `dataset` with `model`, in one pass, in data-set order.
 
-    The model runs once per batch, in eval mode and without gradients, and is put back into the modes it was in, errors included; ``grand``
-    alone runs a backward pass too, and so holds the activations of a batch: pass a smaller `batch_size` where they do not fit. Batches are
-    never shuffled. Scores stay on the device until the end: 4 bytes per sample and score, 8 per label. Scores that use the labels wait for
-    the device once per batch, where `fastqat.logit_scores` checks them (not on the CPU).
+    The model runs once per batch, in eval mode and without gradients, and is put back into the modes it was in, errors included. So a model
+    that is in training is scored as it would predict, and ``grand`` is the gradient of that: batch norm takes its running statistics,
+    dropout drops nothing, observers stand still. ``grand`` alone runs a backward pass too, inside `torch.inference_mode` as well, and so
+    holds the activations of a batch: pass a smaller `batch_size` where they do not fit. Batches are never shuffled. Scores stay on the
+    device until the end: 4 bytes per sample and score, 8 per label. Scores that use the labels wait for the device once per batch, where
+    `fastqat.logit_scores` checks them (not on the CPU).
 
     Args:
         model: gives logits ``[B, C]`` for a batch (or an object with ``.logits``, or a tuple that starts with them).
@@ -58,7 +60,8 @@ def score_dataset(
 
     Raises:
         InputError: unknown score or option, no teacher where one is needed, a teacher with other classes, NaN logits, a batch size
-            below 1; for ``grand`` a layer whose gradient has no rule, for ``grand_last`` logits that no linear layer gave.
+            below 1; for ``grand`` a layer whose gradient has no rule or a model that was made in inference mode, for ``grand_last`` logits
+            that no linear layer gave.
         DataError: empty data set, a label outside ``[0, C)``, no labels where a score needs them.
 
     Source: ACS, Huang et al., TMLR 2024 (arXiv 2306.07215): the scoring pass.
@@ -78,6 +81,8 @@ def score_dataset(
     wanted = _wanted(names, cache is not None, options)
     scoring = _Pass(model, wanted, cache, torch.device(device) if device is not None else device_of(model), forward)
     with ExitStack() as stack:
+        if scoring.needs_gradients:
+            stack.enter_context(torch.inference_mode(False))
         stack.enter_context(evaluation_mode(*scoring.models(size)))
         bar = stack.enter_context(progress_bar("scoring", size, show=progress))
         for x, y in batches_of(dataset, batch_size, num_workers=num_workers, pin_memory=scoring.device.type == "cuda"):
@@ -115,7 +120,7 @@ class _Pass:
         needs = {need for score, _ in wanted.values() for need in score.needs}
         self.model, self.wanted, self.device, self.forward = model, wanted, device, forward
         self.cache = cache if "teacher" in needs else None
-        self.needs_targets = "targets" in needs
+        self.needs_targets, self.needs_gradients = "targets" in needs, "gradients" in needs
         self.columns: dict[str, list[Tensor]] = {name: [] for name in wanted}
         self.labels: list[Tensor] = []
         self.done = self.classes = 0
@@ -131,6 +136,8 @@ class _Pass:
         """Score one batch; returns its number of samples."""
         if isinstance(x, Tensor):
             x = x.to(self.device, non_blocking=True)
+            if self.needs_gradients and x.is_inference():
+                x = x.clone()  # what was made in inference mode cannot be saved for a backward pass
         logits, targets = self._watched_forward(x, y)
         taught = None if self.cache is None else self.cache.take(self.done, x, logits, self.forward)
         result = logit_scores(logits, targets, taught)

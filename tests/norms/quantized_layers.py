@@ -90,15 +90,20 @@ class Found:
 
 def oracle(layer: QuantLayer, x: Tensor, grad_y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Squared norms and gradients of the quantizers' parameters, one sample at a time, in fp64."""
-    layer = copy.deepcopy(layer).double().requires_grad_()
-    norms, grads = [], []
     with fq.use_backend("reference"):
-        for n in range(len(x)):
-            layer.zero_grad()
-            layer(x[n : n + 1].double().requires_grad_()).backward(grad_y[n : n + 1].double())
-            found = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in layer.named_parameters()}
-            norms.append(sum(found.pop(name).square().sum() for name in ("weight", "bias") if name in found))
-            grads.append({name: grad.flatten().double() * share(layer, name, len(x)) for name, grad in found.items()})
+        return one_at_a_time(copy.deepcopy(layer).double(), x.double(), grad_y.double())
+
+
+def one_at_a_time(layer: QuantLayer, x: Tensor, grad_y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The same in the dtypes given, of the gradients that a plain pass leaves in `layer`; only added up in fp64."""
+    layer.requires_grad_()
+    norms, grads = [], []
+    for n in range(len(x)):
+        layer.zero_grad()
+        layer(x[n : n + 1].requires_grad_()).backward(grad_y[n : n + 1])
+        found = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in layer.named_parameters()}
+        norms.append(sum(found.pop(name).double().square().sum() for name in ("weight", "bias") if name in found))
+        grads.append({name: grad.flatten().double() * share(layer, name, len(x)) for name, grad in found.items()})
     return torch.stack(norms), {name: torch.stack([grad[name] for grad in grads]) for name in grads[0]}
 
 

@@ -128,8 +128,7 @@ def test_called_twice():
     check(Net(forward, attention=nn.MultiheadAttention(WIDTH, 2, batch_first=True), head=nn.Linear(WIDTH, 5)), *batch(3, (4, WIDTH)))
 
 
-@pytest.mark.parametrize("norm_first", [True, False])
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("norm_first", "training"), [(True, True), (False, False)])
 def test_transformer_encoder(norm_first, training):
     """In eval mode torch would run each layer as one operation, and with padding on nested tensors."""
     pytest.importorskip("fastqat.norms.rules.normalization")
@@ -164,3 +163,38 @@ def test_dropout_is_drawn_and_the_module_is_left_as_it_was():
             y.sum().backward()
         assert norms.total.isfinite().all() and not torch.equal(y, twin.eval()(x, x, x)[0])
     assert "forward" not in vars(layer)
+
+
+class Turned(nn.Module):
+    """Torch's transformer layers with the samples in dimension 1, in a model that turns its tokens for them."""
+
+    def __init__(self, decoder):
+        super().__init__()
+        options = {"dropout": 0.0, "norm_first": decoder}
+        layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, **options)
+        self.encoder = nn.TransformerEncoder(layer, 2, nn.LayerNorm(WIDTH), enable_nested_tensor=False)
+        self.decoder = (
+            nn.TransformerDecoder(nn.TransformerDecoderLayer(WIDTH, 2, 16, **options), 1, nn.LayerNorm(WIDTH)) if decoder else None
+        )
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, x):
+        turned = x.transpose(0, 1)
+        y = self.encoder(turned)
+        y = y if self.decoder is None else self.decoder(turned[:2].sin(), y)
+        return self.head(y.transpose(0, 1).mean(1))
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+def test_transformer_layers_with_samples_in_dimension_1(decoder):
+    torch.manual_seed(0)
+    model = Turned(decoder)
+    check(model, *batch(SAMPLES, (LENGTH, WIDTH)))
+    check(model.eval(), *batch(1, (LENGTH, WIDTH)))
+    with pytest.raises(fq.InputError, match="as many positions as samples"):
+        measure(model, *batch(LENGTH, (LENGTH, WIDTH)))
+    for module in model.encoder.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            module.requires_grad_(False)
+    with pytest.raises(fq.InputError, match="as many positions as samples"):
+        measure(model, *batch(LENGTH, (LENGTH, WIDTH)))

@@ -1,4 +1,4 @@
-"""The values of Opacus and BackPACK where these are installed, and right."""
+"""The values of torch.func, and of Opacus and BackPACK where these are installed, and right."""
 
 import warnings
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call, grad, vmap
 
 from .per_sample import assert_close, measure, norm_of, sample_grads
 from .test_engine import batch
@@ -18,6 +19,19 @@ def network():
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 6, 3, stride=2, dilation=2), nn.Tanh(), nn.Flatten(), nn.Linear(24, 5)
     )
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, lambda logits, y: logits.sin().mean()], ids=["cross-entropy", "without labels"])
+def test_torch_func(loss):
+    """vmap of grad."""
+    model, (x, y) = network(), batch(5)
+
+    def own_loss(parameters, row, label):
+        return loss(functional_call(model, parameters, (row[None],)), label[None])
+
+    grads = vmap(grad(own_loss), in_dims=(None, 0, 0))(dict(model.named_parameters()), x, y)
+    theirs = torch.stack([g.flatten(1).norm(dim=1) for g in grads.values()]).norm(dim=0)
+    assert_close(measure(model, x, y, loss).total, theirs.detach().double())
 
 
 def test_opacus():

@@ -81,6 +81,31 @@ def test_norms_and_scale_gradients(name: str, config: str, loss: Loss) -> None:
     torch.testing.assert_close(norms.scale_grads, scales, rtol=1e-4, atol=1e-5 * float(scales.abs().max()))
 
 
+@pytest.mark.parametrize(
+    ("name", "config"), [("resnet18", "lsq+"), ("mobilenet_v2", "w4a4"), ("1-D CNN", "pact and dorefa"), ("vit", "w3a8:channel")]
+)
+@pytest.mark.parametrize("loss", [labelled, distilled])
+def test_while_training_with_a_sum(name: str, config: str, loss: Loss) -> None:
+    """Norms beside a step that trains everything; its gradients are those of a step without norms. Batch norms stand still."""
+    model, x, targets = build(name, config)
+    total, scales = one_at_a_time(model, x, targets, loss)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    loss(model(x), targets).sum().backward()
+    plain = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    with fq.per_sample_grad_norms(model, loss_reduction="sum", scale_grads=True) as norms:
+        loss(model(x), targets).sum().backward()
+    torch.testing.assert_close(norms.total.double(), total, rtol=1e-5, atol=0)
+    torch.testing.assert_close(norms.scale_grads, scales, rtol=1e-4, atol=1e-5 * float(scales.abs().max()))
+    for key, p in model.named_parameters():
+        torch.testing.assert_close(
+            p.grad, plain[key], rtol=1e-5, atol=1e-6 * float(plain[key].abs().max()), msg=lambda m, key=key: f"{key}: {m}"
+        )
+
+
 @pytest.mark.parametrize("spec", [fq.QuantSpec(4), fq.QuantSpec(8, "lsq_plus", symmetric=False), fq.QuantSpec(4, "pact", signed=False)])
 @pytest.mark.parametrize("scoring", [True, False])
 def test_a_quantizer_of_its_own_counts(spec: fq.QuantSpec, scoring: bool) -> None:

@@ -158,8 +158,22 @@ def test_what_is_no_number_stays_in_its_sample(name: str, kept: float | None, fo
 
 @native
 @both_forms
-def test_inner_products_beside_a_gram_form(form: Form) -> None:
-    CASES["blocks"](factors=True).check("cpu", form)
+@pytest.mark.parametrize("chunk", [1, 2**22])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["blocks", "groups", "volumes", "one position"])
+def test_inner_products_beside_a_gram_form(monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype, chunk: int, form: Form) -> None:
+    """As exact in halves as in fp32, widened one sample at a time or all at once."""
+    monkeypatch.setattr("fastqat.ops.grad_norm.op._CHUNK", chunk)
+    CASES[name](factors=True, dtype=dtype).check("cpu", form)
+
+
+@native
+def test_inner_products_beyond_fp16() -> None:
+    """Outputs of the layer with the slope as its weight that fp16 cannot hold, as with the scaled loss of mixed precision."""
+    given = CASES["deep"](factors=True, dtype=torch.float16)
+    given = given._replace(x=given.x * 1000, grad_y=given.grad_y * 1000, slope=given.slope * 100)
+    for form in FORMS:
+        assert bool(given.check("cpu", form)[1].isfinite().all())
 
 
 def test_counts() -> None:

@@ -174,6 +174,9 @@ def test_the_result_is_detached() -> None:
 
 GOOD = inputs((4, 3, 2))
 BAD_INPUT = {
+    "a list": (([[1.0]], *GOOD[1:]), "logits is list; accepted: a tensor"),
+    "a list of targets": ((GOOD[0], [0, 1, 2, 0], GOOD[2]), "targets is list; accepted: a tensor, such as torch.as_tensor"),
+    "no features": ((*GOOD[:2], None), "features is NoneType; accepted: a tensor"),
     "one dimension": ((torch.zeros(3), GOOD[1], GOOD[2]), r"logits has shape \[3\]; accepted: \[samples, classes\]"),
     "float targets": ((GOOD[0], torch.zeros(4), GOOD[2]), "targets is torch.float32; accepted: int64"),
     "too few features": ((*GOOD[:2], torch.zeros(3, 2)), r"features has shape \[3, 2\]; accepted: \[4, width\]"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -265,7 +266,10 @@ def test_eager_formulas_agree() -> None:
 
 
 GOOD = torch.zeros(4, 3)
-BAD_INPUT: dict[str, tuple[tuple[Tensor | None, ...], str]] = {
+BAD_INPUT: dict[str, tuple[tuple[Any, ...], str]] = {
+    "a list": (([[1.0, 2.0]], None, None), "logits is list; accepted: a tensor, such as torch.as_tensor"),
+    "a list of targets": ((GOOD, [0, 1, 2, 0], None), "targets is list; accepted: a tensor"),
+    "a teacher": ((GOOD, None, torch.nn.Linear(1, 1)), "teacher_logits is Linear; accepted: a tensor"),
     "one dimension": ((torch.zeros(3), None, None), r"logits has shape \[3\]; accepted: \[samples, classes\]"),
     "no classes": ((torch.zeros(3, 0), None, None), "at least one class"),
     "integer logits": ((torch.zeros(4, 3, dtype=torch.int64), None, None), "logits is torch.int64; accepted: float32"),

@@ -13,49 +13,9 @@ from fastqat._errors import DataError, InputError
 from fastqat.nn import QuantLinear
 from fastqat.selection import TeacherCache, list_scores, score_dataset, select
 
-CLASSES = 5
+from .grand_nets import CLASSES, data, net, one_by_one, quantized
+
 OLDER = ["evs", "entropy", "loss", "ds", "res", "acs"]
-
-
-def data(size=23, shape=(3, 8, 8)):
-    generator = torch.Generator().manual_seed(0)
-    return TensorDataset(torch.randn(size, *shape, generator=generator), torch.randint(0, CLASSES, (size,), generator=generator))
-
-
-def net(seed=0, bias=True):
-    """Batch norm and dropout, which eval mode makes functions of the single sample; a depthwise and a strided convolution."""
-    torch.manual_seed(seed)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 8, 3, padding=1, groups=8),
-        nn.GroupNorm(2, 8),
-        nn.Conv2d(8, 6, 3, stride=2),
-        nn.Dropout(0.5),
-        nn.Flatten(),
-        nn.Linear(54, 12),
-        nn.ReLU(),
-        nn.Linear(12, CLASSES, bias=bias),
-    )
-    model(data().tensors[0])  # statistics that are not 0 and 1
-    return model
-
-
-def quantized(seed=0, config="w4a4"):
-    return fq.calibrate(fq.quantize(net(seed), config, skip=()), [data().tensors[0]])
-
-
-def one_by_one(model, dataset, only=None):
-    """The norm of each sample's own gradient over all parameters, or those of the layer `only`, in fp64."""
-    model = copy.deepcopy(model).double().eval().requires_grad_()
-    parameters = list((model if only is None else model.get_submodule(only)).parameters())
-    norms = []
-    for x, y in zip(*dataset.tensors, strict=True):
-        loss = F.cross_entropy(model(x.double()[None]), y[None])
-        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-        norms.append(torch.cat([grad.flatten() for grad in grads if grad is not None]).norm())
-    return torch.stack(norms)
 
 
 def assert_close(got, want):
@@ -134,37 +94,6 @@ def test_a_teacher_cache_is_filled_beside_grand():
     assert cache.complete and not cache.logits.requires_grad
     warm = score_dataset(net(), data(), ["ds"], teacher=cache, batch_size=10)
     torch.testing.assert_close(cold["ds"], warm["ds"], rtol=1e-6, atol=1e-7)
-
-
-class Boom(nn.Module):
-    def forward(self, x):
-        raise RuntimeError("boom")
-
-
-@pytest.mark.parametrize("fails", [None, "forward", "backward"])
-def test_modes_flags_gradients_and_hooks_are_put_back_errors_included(fails):
-    model = nn.Sequential(*net(), Boom()) if fails == "forward" else net()
-    model.train()
-    model[4].eval()
-    model[0].weight.requires_grad_(False)
-    model[3].weight.grad = torch.ones_like(model[3].weight)
-    before = [module.training for module in model.modules()], [p.requires_grad for p in model.parameters()]
-    state, dice = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
-
-    def forward(model, x):
-        return model(x).detach() if fails == "backward" else model(x)
-
-    if fails is None:
-        score_dataset(model, data(), ["grand", "grand_last"], batch_size=10)
-    else:
-        error, message = (RuntimeError, "boom") if fails == "forward" else (InputError, "the forward gives them without")
-        with pytest.raises(error, match=message):
-            score_dataset(model, data(), ["grand", "grand_last"], batch_size=10, forward=forward)
-    assert before == ([module.training for module in model.modules()], [p.requires_grad for p in model.parameters()])
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert [p.grad is None for p in model.parameters()].count(False) == 1 and bool((model[3].weight.grad == 1).all())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    assert torch.is_grad_enabled() and torch.equal(dice, torch.get_rng_state())
 
 
 def test_grand_counts_frozen_parameters_too():

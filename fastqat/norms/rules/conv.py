@@ -20,6 +20,12 @@ from .registry import Names, Rule, register_rule
 class ConvRule(Rule):
     """x ``[N, C, ...]``, grad_y ``[N, O, ...]``; every padding and padding mode."""
 
+    methods = frozenset({"forward", "_conv_forward"})
+    deferrable = True
+
+    def is_batched(self, layer: Any, x: Tensor) -> bool:
+        return x.dim() == len(layer.kernel_size) + 2
+
     def grads(self, layer: Any, x: Tensor, grad_y: Tensor, names: Names) -> dict[str, Tensor]:
         grads = {}
         if "weight" in names:
@@ -37,6 +43,12 @@ class ConvRule(Rule):
 @register_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 class ConvTransposeRule(Rule):
     """The weight gradient is that of a convolution which reads grad_y and whose output has the gradient x."""
+
+    methods = frozenset({"forward", "_output_padding"})
+    deferrable = True
+
+    def is_batched(self, layer: _ConvTransposeNd, x: Tensor) -> bool:
+        return x.dim() == len(layer.kernel_size) + 2
 
     def refuses(self, layer: _ConvTransposeNd) -> str | None:
         if any(extra >= stride for extra, stride in zip(layer.output_padding, layer.stride, strict=True)):

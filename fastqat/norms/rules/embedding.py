@@ -31,6 +31,7 @@ class _TableRule(Rule):
     """A table of rows of which each sample reads some."""
 
     parameters = frozenset({"weight"})
+    deferrable = True
 
     def refuses(self, layer: nn.Embedding | nn.EmbeddingBag) -> str | None:
         if layer.scale_grad_by_freq:

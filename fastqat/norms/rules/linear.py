@@ -19,6 +19,11 @@ def bias_grads(grad_y: Tensor, dims: tuple[int, ...]) -> Tensor:
 class LinearRule(Rule):
     """x ``[N, ..., I]``, grad_y ``[N, ..., O]``; reads nothing of the layer."""
 
+    deferrable = True
+
+    def is_batched(self, layer: nn.Linear, x: Tensor) -> bool:
+        return x.dim() > 1
+
     def grads(self, layer: nn.Linear, x: Tensor, grad_y: Tensor, names: Names) -> dict[str, Tensor]:
         bias = bias_grads(grad_y, tuple(range(1, grad_y.dim() - 1)))
         if "weight" not in names:

@@ -35,6 +35,11 @@ class BatchNormRule(AffineRule):
 class InstanceNormRule(AffineRule):
     """x and grad_y ``[N, C, ...]``, each channel normalised by its own statistics in each sample, or in eval mode by running ones."""
 
+    methods = frozenset({"forward", "_apply_instance_norm", "_get_no_batch_dim", "_handle_no_batch_input"})
+
+    def is_batched(self, layer: Any, x: Tensor) -> bool:
+        return x.dim() != layer._get_no_batch_dim()
+
     def operands(self, layer: Any, x: Tensor, grad_y: Tensor) -> Operands:
         own = layer.training or layer.running_mean is None
         statistics = Statistics("group", groups=x.shape[1], eps=layer.eps) if own else _running(layer)
@@ -53,6 +58,9 @@ class GroupNormRule(AffineRule):
 class LayerNormRule(AffineRule):
     """x and grad_y ``[N, ..., *normalized_shape]``, each position normalised by its own statistics."""
 
+    def is_batched(self, layer: nn.LayerNorm, x: Tensor) -> bool:
+        return x.dim() > len(layer.normalized_shape)
+
     def operands(self, layer: nn.LayerNorm, x: Tensor, grad_y: Tensor) -> Operands:
         dims = len(layer.normalized_shape)
         return Operands(_elements_first(x, dims), _elements_first(grad_y, dims), Statistics("position", eps=layer.eps))
@@ -63,6 +71,9 @@ class RMSNormRule(AffineRule):
     """As `LayerNormRule`, without a mean and a bias."""
 
     parameters = frozenset({"weight"})
+
+    def is_batched(self, layer: nn.RMSNorm, x: Tensor) -> bool:
+        return x.dim() > len(layer.normalized_shape)
 
     def operands(self, layer: nn.RMSNorm, x: Tensor, grad_y: Tensor) -> Operands:
         dims = len(layer.normalized_shape)

@@ -19,13 +19,21 @@ class Rule:
 
     Attributes:
         parameters: names of the parameters that the rule knows; a layer that owns others is refused. None: whatever the layer owns.
+        methods: what the layer's forward pass is made of; a subclass or an instance that has its own in place of one has no rule.
+        deferrable: whether `grads` reads no values but those of x and grad_y, so that it may run after an optimizer's step.
     """
 
     parameters: ClassVar[Names | None] = frozenset({"weight", "bias"})
+    methods: ClassVar[Names] = frozenset({"forward"})
+    deferrable: ClassVar[bool] = False
 
     def refuses(self, layer: Any) -> str | None:
         """Why this layer's gradient has no part per sample, as with batch statistics; None when it does."""
         return None
+
+    def is_batched(self, layer: Any, x: Tensor) -> bool:
+        """Whether x has as many dimensions as a batch has; several layers of torch take a single sample too."""
+        return True
 
     def grads(self, layer: Any, x: Tensor, grad_y: Tensor, names: Names) -> dict[str, Tensor]:
         """The gradients ``[N, *parameter.shape]`` of the parameters in `names`, from the layer's input and its output's gradient."""
@@ -78,8 +86,16 @@ def rule_of(kind: type[nn.Module]) -> Rule | None:
 
 
 def find_rule(layer: nn.Module) -> Rule | None:
-    """The rule of the layer's type, or of a base class whose forward it inherits; None when there is none."""
+    """The rule of the layer's type, or of a base class whose forward pass it inherits; None when there is none."""
     for base in type(layer).__mro__:
         if base in _rules:
-            return _rules[base] if type(layer).forward is base.forward else None
+            rule = _rules[base]
+            return rule if all(inherits(layer, base, method) for method in rule.methods) else None
     return None
+
+
+def inherits(layer: nn.Module, base: type[nn.Module], method: str) -> bool:
+    """Whether a method of the layer is that of `base`: neither overridden nor replaced on the instance, as some libraries do."""
+    of_base = getattr(base, method)
+    own = vars(layer).get(method)
+    return getattr(type(layer), method) is of_base and (own is None or getattr(own, "__func__", None) is of_base)

@@ -47,14 +47,7 @@ def tile(x: Tensor, channels: int) -> dict[str, int]:
 class Triton:
     """x and grad_y at any strides, without a copy."""
 
-    @staticmethod
-    def refuses(*tensors: Tensor) -> str | None:
-        """fp64 is served by the reference only; the interpreter has no bf16."""
-        if any(t.dtype == torch.float64 for t in tensors):
-            return "float64 runs on the reference backend only"
-        if _backend.TRITON_INTERPRETED and any(t.dtype == torch.bfloat16 for t in tensors):
-            return "Triton's interpreter has no bfloat16; use float32 or float16, or a GPU"
-        return None
+    refuses = staticmethod(_backend.refuses_in_triton)
 
     @staticmethod
     def sq_norm(x: Tensor, grad_y: Tensor, statistics: Statistics, weight: bool, bias: bool) -> Tensor:

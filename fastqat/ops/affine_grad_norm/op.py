@@ -18,10 +18,7 @@ OP = "affine_grad_norm"
 class Native:
     """The C++ kernels behind ``fastqat._C``, for CPU tensors, and those behind ``fastqat._C_cuda``, for CUDA tensors."""
 
-    @staticmethod
-    def refuses(*tensors: Tensor) -> str | None:
-        """fp64 is served by the reference only."""
-        return "float64 runs on the reference backend only" if any(t.dtype == torch.float64 for t in tensors) else None
+    refuses = staticmethod(_backend.refuses_float64)
 
     @staticmethod
     def sq_norm(x: Tensor, grad_y: Tensor, statistics: Statistics, weight: bool, bias: bool) -> Tensor:

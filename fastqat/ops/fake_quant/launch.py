@@ -42,14 +42,7 @@ def _inner(cut: Tiling, view: View) -> int | None:
 class Triton:
     """The Triton kernels, for CUDA tensors; interpreted ones (``TRITON_INTERPRET=1``) take CPU tensors."""
 
-    @staticmethod
-    def refuses(x: Tensor, *others: Tensor) -> str | None:
-        """fp64 is served by the reference only; the interpreter has no bf16."""
-        if x.dtype == torch.float64:
-            return "float64 runs on the reference backend only"
-        if x.dtype == torch.bfloat16 and _backend.TRITON_INTERPRETED:
-            return "Triton's interpreter has no bfloat16; use float32 or float16, or a GPU"
-        return None
+    refuses = staticmethod(_backend.refuses_in_triton)
 
     @staticmethod
     def forward(x: Tensor, grid: Grid) -> Tensor:

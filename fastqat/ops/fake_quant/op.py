@@ -21,10 +21,7 @@ OP = "fake_quant"
 class Native:
     """The C++ kernels: those of ``fastqat._C`` for CPU tensors, those of ``fastqat._C_cuda`` for CUDA tensors."""
 
-    @staticmethod
-    def refuses(x: Tensor, *others: Tensor) -> str | None:
-        """fp64 is served by the reference only."""
-        return "float64 runs on the reference backend only" if x.dtype == torch.float64 else None
+    refuses = staticmethod(_backend.refuses_float64)
 
     @staticmethod
     def forward(x: Tensor, grid: Grid) -> Tensor:

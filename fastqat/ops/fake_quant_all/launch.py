@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ... import _backend
 from .._launch import on_device
 from .._layout import by_storage, dense, from_storage, like, quant_view
 from ..fake_quant.launch import Triton
@@ -33,10 +34,7 @@ class TritonAll:
     one tensor, which read them by columns.
     """
 
-    @staticmethod
-    def refuses(*xs: Tensor) -> str | None:
-        """As for one tensor."""
-        return next((reason for reason in map(_ONE.refuses, xs) if reason is not None), None)
+    refuses = staticmethod(_backend.refuses_in_triton)
 
     @staticmethod
     def forward(xs: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:

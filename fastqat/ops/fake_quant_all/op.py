@@ -31,10 +31,7 @@ ZeroPoints = Sequence[Tensor | None]
 class Native:
     """The compiled kernels: one parallel region over the tasks of all tensors on a CPU, a launch for each kind of tensor on a GPU."""
 
-    @staticmethod
-    def refuses(*xs: Tensor) -> str | None:
-        """fp64 is served by the reference only."""
-        return "float64 runs on the reference backend only" if any(x.dtype == torch.float64 for x in xs) else None
+    refuses = staticmethod(_backend.refuses_float64)
 
     @staticmethod
     def forward(xs: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..._errors import InputError
+from .._checks import check_tensors
 from . import op
 from .geometry import LINEAR, Geometry, lift, positions_last, triple
 
@@ -33,7 +34,7 @@ def linear_grad_sq_norm(x: Tensor, grad_y: Tensor, *, bias: bool = True) -> Tens
         ``[N]``, ≥ 0, in fp32 (fp64 for fp64), which it also computes in; deterministic.
 
     Raises:
-        InputError (a ValueError, a TypeError for dtypes): shapes, dtypes or devices do not fit together.
+        InputError (a ValueError): an argument is no tensor, or shapes, dtypes or devices do not fit together.
 
     Source: I. Goodfellow, Efficient per-example gradient computations, 2015 (arXiv 1510.01799) for one position.
 
@@ -80,7 +81,7 @@ def conv_grad_sq_norm(
         ``[N]``, ≥ 0, in fp32 (fp64 for fp64), which it also computes in; deterministic.
 
     Raises:
-        InputError (a ValueError, a TypeError for dtypes): shapes, dtypes or devices do not fit together.
+        InputError (a ValueError): an argument is no tensor, or shapes, dtypes or devices do not fit together.
 
     Source: G. Rochette, A. Manoel, E. Tramel, Efficient per-example gradient computations in convolutional neural networks, 2019
         (arXiv 1912.06015), for the direct form.
@@ -133,13 +134,14 @@ def _padded(
 
 
 def _per_dim(name: str, value: int | Sequence[int], spatial: int, least: int) -> tuple[int, ...]:
-    values = (value,) * spatial if isinstance(value, int) else tuple(value)
-    if len(values) != spatial or any(v < least for v in values):
-        raise InputError(f"{name} is {value}; accepted: an integer ≥ {least}, or {spatial} of them for {spatial} spatial dimensions")
+    values = (value,) * spatial if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else ()
+    if len(values) != spatial or not all(isinstance(v, int) and v >= least for v in values):
+        raise InputError(f"{name} is {value!r}; accepted: an integer ≥ {least}, or {spatial} of them for {spatial} spatial dimensions")
     return values
 
 
 def _check(x: Tensor, grad_y: Tensor, least: int, most: int | None = None) -> None:
+    check_tensors(x=x, grad_y=grad_y)
     for name, tensor in (("x", x), ("grad_y", grad_y)):
         if tensor.dtype not in DTYPES:
             raise InputError(f"{name} is {tensor.dtype}; accepted: {', '.join(map(str, DTYPES))}")
@@ -154,8 +156,8 @@ def _check(x: Tensor, grad_y: Tensor, least: int, most: int | None = None) -> No
 
 def _check_conv(x: Tensor, grad_y: Tensor, geometry: Geometry) -> None:
     channels, outputs, groups = x.shape[1], grad_y.shape[1], geometry.groups
-    if groups < 1 or channels % groups or outputs % groups:
-        raise InputError(f"groups is {groups}; it must divide the {channels} channels of x and the {outputs} of grad_y")
+    if not isinstance(groups, int) or groups < 1 or channels % groups or outputs % groups:
+        raise InputError(f"groups is {groups!r}; it must divide the {channels} channels of x and the {outputs} of grad_y")
     size = geometry.output_size(lift(x).shape[2:])
     if x.dim() != grad_y.dim() or x.shape[0] != grad_y.shape[0] or tuple(lift(grad_y).shape[2:]) != size:
         wanted = [x.shape[0], outputs, *size[5 - x.dim() :]]

@@ -8,10 +8,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ... import _backend
 from .._launch import on_device
 from .._tiles import ceil_div
-from ..fake_quant.launch import Triton as FakeQuant
-from . import reference
 from .addresses import Addresses, addresses
 from .forms import Form
 from .geometry import Geometry
@@ -33,7 +32,7 @@ class Triton:
     """
 
     FORMS: tuple[Form, ...] = ("direct", "gram")
-    refuses = staticmethod(FakeQuant.refuses)  # fp64, and bf16 in the interpreter
+    refuses = staticmethod(_backend.refuses_in_triton)
 
     @staticmethod
     def masked_forms(mask: Tensor) -> tuple[Form, ...]:
@@ -43,8 +42,6 @@ class Triton:
     def direct(
         x: Tensor, grad_y: Tensor, mask: Tensor | None, slope: Tensor | None, geometry: Geometry, bias: bool
     ) -> tuple[Tensor, Tensor | None]:
-        if x.numel() == 0 or grad_y.numel() == 0:
-            return reference.direct(x, grad_y, mask, slope, geometry, bias)
         where = addresses(x, grad_y, geometry)
         samples, masked = x.shape[0], mask is not None or slope is not None
         if masked and where.conv.positions == 1:
@@ -74,8 +71,6 @@ class Triton:
 
     @staticmethod
     def gram(x: Tensor, grad_y: Tensor, mask: Tensor | None, geometry: Geometry, bias: bool, form: Form) -> Tensor:
-        if x.numel() == 0 or grad_y.numel() == 0:
-            return reference.gram(x, grad_y, mask, geometry, bias, form)
         where = addresses(x, grad_y, geometry)
         if where.conv.positions == 1:
             return _rows(x, grad_y, where, bias)

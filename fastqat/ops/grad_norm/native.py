@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ... import _backend
 from .forms import FORMS, Form
 from .geometry import Geometry
 
@@ -14,10 +15,7 @@ class Native:
 
     FORMS: tuple[Form, ...] = FORMS
 
-    @staticmethod
-    def refuses(*tensors: Tensor) -> str | None:
-        """fp64 is served by the reference only."""
-        return "float64 runs on the reference backend only" if any(t.dtype == torch.float64 for t in tensors) else None
+    refuses = staticmethod(_backend.refuses_float64)
 
     @classmethod
     def masked_forms(cls, mask: Tensor) -> tuple[Form, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..._errors import InputError
+from .._checks import check_tensors
 from ..logit_scores.api import DTYPES, check_inputs
 from . import op
 
@@ -31,7 +32,7 @@ def grand_last(logits: Tensor, targets: Tensor, features: Tensor, *, bias: bool 
         ``[N]``, ≥ 0, fp32 (fp64 when an input is), deterministic.
 
     Raises:
-        InputError: shapes, dtypes or devices do not fit together.
+        InputError: an argument is no tensor, or shapes, dtypes or devices do not fit together.
 
     Source: GraNd, M. Paul, S. Ganguli, G. Dziugaite, Deep learning on a data diet, NeurIPS 2021 (arXiv 2107.07075), for the last layer.
 
@@ -40,6 +41,7 @@ def grand_last(logits: Tensor, targets: Tensor, features: Tensor, *, bias: bool 
         >>> grand_last(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([[1.0, 0.0]]))
         tensor([1.])
     """
+    check_tensors(features=features, targets=targets)
     check_inputs(logits, targets, None)
     if features.dim() != 2 or features.shape[0] != logits.shape[0]:
         raise InputError(f"features has shape {list(features.shape)}; accepted: [{logits.shape[0]}, width], one row per row of logits")

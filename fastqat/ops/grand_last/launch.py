@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from ... import _backend
 from .._launch import on_device
 from . import reference
 
@@ -26,10 +26,7 @@ def tile(length: int) -> tuple[int, int]:
 class Triton:
     """One launch; rows may be strided, logits and features of different types."""
 
-    @staticmethod
-    def refuses(*tensors: Tensor) -> str | None:
-        """fp64 is served by the reference only."""
-        return "float64 runs on the reference backend only" if any(t.dtype == torch.float64 for t in tensors) else None
+    refuses = staticmethod(_backend.refuses_float64)
 
     @staticmethod
     def forward(logits: Tensor, targets: Tensor, features: Tensor, bias: bool) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._errors import InputError
+from .._checks import check_tensors
 from . import op
 from .reference import field_names
 
@@ -36,6 +37,7 @@ def _check_logits(name: str, logits: Tensor) -> None:
 
 
 def check_inputs(logits: Tensor, targets: Tensor | None, teacher_logits: Tensor | None) -> None:
+    check_tensors(logits=logits, **{name: t for name, t in (("targets", targets), ("teacher_logits", teacher_logits)) if t is not None})
     _check_logits("logits", logits)
     if targets is not None:
         if targets.dtype != torch.int64:
@@ -90,7 +92,7 @@ def logit_scores(logits: Tensor, targets: Tensor | None = None, teacher_logits: 
         LogitScores: named tuple of ``[N]`` tensors, float32 (float64 for float64 logits), None where the input was not given.
 
     Raises:
-        InputError: shape, dtype or device not as above, or a target outside ``[0, C)`` (names the first such row).
+        InputError: no tensor, shape, dtype or device not as above, or a target outside ``[0, C)`` (names the first such row).
 
     Source: evs, ds: Huang et al., ACS, TMLR 2024 (arXiv 2306.07215); evs also Paul et al. 2021 (EL2N); res: Tong et al.,
     QuaRC, 2025 (arXiv 2507.17768).

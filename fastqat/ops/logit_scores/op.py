@@ -18,10 +18,7 @@ OP = "logit_scores"
 class Native:
     """The C++ kernel behind ``fastqat._C``, for CPU tensors."""
 
-    @staticmethod
-    def refuses(*tensors: Tensor) -> str | None:
-        """fp64 is served by the reference only."""
-        return "float64 runs on the reference backend only" if any(t.dtype == torch.float64 for t in tensors) else None
+    refuses = staticmethod(_backend.refuses_float64)
 
     @staticmethod
     def forward(logits: Tensor, targets: Tensor | None, teacher_logits: Tensor | None) -> tuple[list[Tensor], int]:

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 
 from .._autograd import once, op_function
-from .._library import define_op
+from .._library import define_op, without_autocast
 from .input_sums import input_side_per_sample, over_samples
 from .op import (
     OPERANDS,
     Needs,
     Operand,
     QuantLayer,
-    as_given,
     backward_fake,
     input_gradient,
     nothing,
@@ -79,7 +78,7 @@ class Wanted(NamedTuple):
     deliver: Callable[[SampleGradients], None]
 
 
-@as_given
+@without_autocast
 def _backward(
     grad_y: Tensor,
     x: Tensor,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ... import _backend
 from .._autograd import once, op_function
-from .._library import define_op
+from .._library import define_op, without_autocast
 from ..fake_quant.op import OP as FAKE_QUANT
 from ..fake_quant.reference import SEMANTICS, Grid
 
@@ -127,18 +127,13 @@ def input_gradient(grad_y: Tensor, x: Tensor, w_hat: Tensor, conv: list[int]) ->
 
 def as_given(implementation: Callable[..., Any]) -> Callable[..., Any]:
     """`implementation` in the dtypes of its arguments: inside an autocast region torch would cast the operands of the product."""
+    guarded = without_autocast(implementation)
 
     @functools.wraps(implementation)
     def run(x: Tensor, *args: Any) -> Any:
         device = x.device.type
-        if (
-            not torch.amp.is_autocast_available(device)
-            or not torch.is_autocast_enabled(device)
-            or x.dtype == torch.get_autocast_dtype(device)
-        ):
-            return implementation(x, *args)
-        with torch.autocast(device, enabled=False):
-            return implementation(x, *args)
+        as_cast = torch.amp.is_autocast_available(device) and x.dtype == torch.get_autocast_dtype(device)
+        return (implementation if as_cast else guarded)(x, *args)
 
     return run
 

@@ -59,7 +59,7 @@ class _Call(NamedTuple):
     version: int
 
     def gave(self, logits: Tensor) -> bool:
-        """Whether `logits` are the output: its memory, unchanged; or its values elsewhere or in another dtype, which a GPU is waited for."""
+        """Whether `logits` are the output: its memory, unchanged; or its values elsewhere or in another dtype: then a GPU is waited for."""
         if self.output.shape != logits.shape:
             return False
         if self.output.data_ptr() == logits.data_ptr():
