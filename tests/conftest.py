@@ -1,4 +1,5 @@
-"""Test-wide settings: two threads everywhere, so that multi-threaded paths run; Triton's interpreter where there is no GPU."""
+"""Test-wide settings: two threads everywhere, so that multi-threaded paths run; the interpreter of Triton where there is no GPU; the same
+drawn examples on every run."""
 
 import os
 
@@ -8,3 +9,11 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when fastqat is imported: kernels then run on CPU tensors, asked for by name
 
 torch.set_num_threads(2)
+
+try:
+    from hypothesis import settings
+except ImportError:  # the tests that draw examples are then skipped
+    pass
+else:
+    settings.register_profile("fastqat", derandomize=True, database=None, deadline=None)
+    settings.load_profile("fastqat")
