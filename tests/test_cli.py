@@ -1,5 +1,6 @@
 """The command line: flags over YAML over defaults, one-line errors, exit codes, every command once."""
 
+import functools
 import os
 import resource
 import signal
@@ -191,7 +192,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
         "1",
     ]
     root = Path(fastqat.cli.__file__).parents[1]
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heeded = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background is born deaf to it
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeded)
     deadline = time.monotonic() + 120
     while not (tmp_path / "x/checkpoints/epoch_0001.pt").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)

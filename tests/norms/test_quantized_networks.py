@@ -88,11 +88,11 @@ def test_norms_and_scale_gradients(name: str, config: str, loss: Loss) -> None:
 def test_while_training_with_a_sum(name: str, config: str, loss: Loss) -> None:
     """Norms beside a step that trains everything; its gradients are those of a step without norms. Batch norms stand still."""
     model, x, targets = build(name, config)
-    total, scales = one_at_a_time(model, x, targets, loss)
     model.train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
+    total, scales = one_at_a_time(model, x, targets, loss)
     loss(model(x), targets).sum().backward()
     plain = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad()
