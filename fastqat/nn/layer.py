@@ -88,7 +88,10 @@ class QuantLayer(nn.Module):
     def wanted(self, x: Tensor, reads: tuple[Tensor, Tensor]) -> Wanted | None:
         """What the op is to deliver from its backward pass, where norms are collected; `reads` is what it reads of x and the weight."""
         norms = self.sample_norms
-        return None if norms is None or not torch.is_grad_enabled() else wanted(self, norms, x, reads, self.padded)
+        if norms is None or not torch.is_grad_enabled():
+            return None
+        with torch._C.DisableTorchFunction():  # the mode of a measured pass need not see these dozens of small functions
+            return wanted(self, norms, x, reads, self.padded)
 
     def padded(self, x: Tensor) -> Tensor:
         """x as the op takes it."""

@@ -101,14 +101,18 @@ class Pass:
                 "enabled, as in `with fq.per_sample_grad_norms(model) as norms: loss_of(model(x)).backward()`"
             )
         self.reads.check_seen()
-        factor = self.samples if self.mean else 1
-        squares = self.collector.sq_norms(self.samples, self._device)
+        with torch._C.DisableTorchFunction():  # the mode need not see what happens here
+            self._fill(self.samples, self._device)
+
+    def _fill(self, samples: int, device: torch.device) -> None:
+        factor = samples if self.mean else 1
+        squares = self.collector.sq_norms(samples, device)
         total = torch.stack(list(squares.values())).sum(0) * factor**2
         self.norms.fill(
             sq_total=total,
             total=total.sqrt(),
             layers={name: sq_norm.sqrt() * factor for name, sq_norm in squares.items()} if self.per_layer else None,
-            scale_grads=self.collector.scale_grads(self.samples, self._device) * factor if self.scale_grads else None,
+            scale_grads=self.collector.scale_grads(samples, device) * factor if self.scale_grads else None,
             scale_names=self.collector.scale_names() if self.scale_grads else None,
         )
 
