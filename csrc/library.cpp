@@ -31,8 +31,7 @@ STABLE_TORCH_LIBRARY(fastqat_native, m) {
   m.def(
       "grad_sq_norm_direct(Tensor x, Tensor grad_y, Tensor? mask, Tensor? slope, Tensor(a!) sq_norm, Tensor(b!)? inner, int[] numbers, "
       "bool bias) -> ()");
-  m.def(
-      "grad_sq_norm_gram(Tensor x, Tensor grad_y, Tensor? mask, Tensor(a!) sq_norm, int[] numbers, bool bias, bool shifted) -> ()");
+  m.def("grad_sq_norm_gram(Tensor x, Tensor grad_y, Tensor? mask, Tensor(a!) sq_norm, int[] numbers, bool bias, bool shifted) -> ()");
   // Rows with neighbouring elements, any row stride; logits [N, C], features [N, D], norm [N].
   m.def("grand_last(Tensor logits, Tensor targets, Tensor features, Tensor(a!) norm, bool bias) -> ()");
   // Layers with an affine part: x and grad_y [N, C, T] with channels (channels_inner) or positions at stride 1, mean and var [C] or None,
