@@ -65,13 +65,13 @@ class _Joined(torch.autograd.Function):
 class _Tap:
     """One output, or several together: calls `receive` with the kept tensors and the gradients, once."""
 
-    def __init__(self, node: Any, receive: Callable[..., None], where: str):
-        self.node, self.receive, self.where = node, receive, where
+    def __init__(self, keeper: Tensor | None, receive: Callable[..., None], where: str):
+        self.keeper, self.receive, self.where = keeper, receive, where
         self.spent = self.closed = False
 
     def remove(self) -> None:
         """Do nothing from now on, and keep nothing."""
-        self.closed, self.node = True, None
+        self.closed, self.keeper = True, None
 
     def __call__(self, *grads: Tensor | None) -> None:
         if self.closed:
@@ -82,7 +82,7 @@ class _Tap:
             )
         self.spent = True
         kept = self._kept()
-        self.node = None
+        self.keeper = None
         device = next(grad.device for grad in grads if grad is not None)
         if torch.is_grad_enabled() or torch.is_autocast_enabled(device.type):
             with quietly(device):
@@ -91,10 +91,10 @@ class _Tap:
             self.receive(kept, *grads)
 
     def _kept(self) -> tuple[Tensor, ...]:
-        if self.node is None:
+        if self.keeper is None:
             return ()
         try:
-            return self.node.saved_tensors
+            return self.keeper.grad_fn.saved_tensors  # type: ignore[union-attr]  # the node of `_Kept`
         except RuntimeError as error:
             if "inplace operation" not in str(error):
                 raise
@@ -124,8 +124,9 @@ class Taps:
         self._handles.append(tap)
         return _Joined.apply(self.anchor, tap, *ys)
 
-    def _keep(self, inputs: tuple[Tensor, ...]) -> Any:
-        return _Kept.apply(self.anchor, *(x.detach() for x in inputs)).grad_fn if inputs else None
+    def _keep(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
+        """The output of `_Kept`, which keeps its node alive: in torch 2.10 its grad_fn alone does not."""
+        return _Kept.apply(self.anchor, *(x.detach() for x in inputs)) if inputs else None
 
     def remove(self) -> None:
         """Take every hook off; what it kept is freed."""
