@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
@@ -17,6 +16,8 @@ import fastqat as fq
 from fastqat.ops.affine_grad_norm import launch, op, reference
 from fastqat.ops.affine_grad_norm.reference import KINDS, Statistics
 from fastqat.testing import assert_same_bits, places
+
+from .levels import at_every_level
 
 PLACES = places(op.OP)
 FAST = [place for place in PLACES if place != ("triton", "cpu")]  # the interpreter takes a second for a small case
@@ -169,23 +170,9 @@ def test_nan_stays_with_its_sample(backend: str, device: str, kind: str) -> None
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("positions", [4, 49, 1055])  # less than a vector, than a run, more
 def test_same_bits_for_threads_and_instruction_sets(positions: int, dtype: torch.dtype, kind: str, layout: str) -> None:
-    from fastqat import _C
-
     x, grad_y = (laid_out(t, layout) for t in draw((3, 48, positions), 0.5, dtype))
     statistics = statistics_of(kind, x, groups=4)
-    threads_before, level_before = torch.get_num_threads(), _C.cpu_level()
-    results = []
-    try:
-        for threads, level in itertools.product([1, 2, 3], _C.build_info()["cpu_levels"].split()):
-            try:
-                _C.set_cpu_level(level)
-            except RuntimeError:  # not on this CPU
-                continue
-            torch.set_num_threads(threads)
-            results.append(op.sq_norm(x, grad_y, statistics))
-    finally:
-        torch.set_num_threads(threads_before)
-        _C.set_cpu_level(level_before)
+    results = at_every_level(lambda: op.sq_norm(x, grad_y, statistics))
     for other in results[1:]:
         assert_same_bits(other, results[0])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from fastqat import InputError
 from fastqat.ops.grand_last import op
 from fastqat.ops.grand_last.api import grand_last
 from fastqat.testing import assert_same_bits, pairwise, places
+
+from .levels import at_every_level
 
 PLACES = places("grand_last")
 everywhere = pytest.mark.parametrize(("backend", "device"), PLACES)
@@ -129,22 +130,8 @@ def test_masked_classes_do_not_count(backend: str, device: str) -> None:
 @pytest.mark.parametrize("shape", [(1, 5, 3), (100, 3, 70), (7, 1000, 513)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_same_bits_for_threads_and_instruction_sets(dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
-    from fastqat import _C
-
     logits, targets, features = inputs(shape)
-    threads_before, level_before = torch.get_num_threads(), _C.cpu_level()
-    results = []
-    try:
-        for threads, level in itertools.product([1, 3], _C.build_info()["cpu_levels"].split()):
-            try:
-                _C.set_cpu_level(level)
-            except RuntimeError:  # not on this CPU
-                continue
-            torch.set_num_threads(threads)
-            results.append(grand_last(logits.to(dtype), targets, features.to(dtype)))
-    finally:
-        torch.set_num_threads(threads_before)
-        _C.set_cpu_level(level_before)
+    results = at_every_level(lambda: grand_last(logits.to(dtype), targets, features.to(dtype)), threads=(1, 3))
     for other in results[1:]:
         assert_same_bits(other, results[0])
 

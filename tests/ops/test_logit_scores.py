@@ -19,6 +19,7 @@ from fastqat.ops.logit_scores import op
 from fastqat.ops.logit_scores.reference import eager_logit_scores
 from fastqat.testing import assert_same_bits, places
 
+from .levels import at_every_level
 from .logit_cases import CASES, Oracle, some_targets
 
 PLACES = places("logit_scores")
@@ -202,23 +203,9 @@ def test_masked_classes_do_not_count(backend: str, device: str) -> None:
 @pytest.mark.parametrize(("rows", "classes"), [(1, 5), (100, 3), (37, 1000), (3, 40_000)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_same_bits_for_threads_and_instruction_sets(dtype: torch.dtype, rows: int, classes: int) -> None:
-    from fastqat import _C
-
     logits = (torch.randn(rows, classes) * 6).to(dtype)
     teacher, targets = (logits + torch.randn(rows, classes) * torch.rand(rows, 1) ** 4).to(dtype), some_targets(logits)
-    threads_before, level_before = torch.get_num_threads(), _C.cpu_level()
-    results = []
-    try:
-        for threads, level in itertools.product([1, 2, 3], _C.build_info()["cpu_levels"].split()):
-            try:
-                _C.set_cpu_level(level)
-            except RuntimeError:  # not on this CPU
-                continue
-            torch.set_num_threads(threads)
-            results.append(logit_scores(logits, targets, teacher))
-    finally:
-        torch.set_num_threads(threads_before)
-        _C.set_cpu_level(level_before)
+    results = at_every_level(lambda: logit_scores(logits, targets, teacher))
     for other in results[1:]:
         assert_same_scores(other, results[0])
 

@@ -85,8 +85,8 @@ def addresses(x: Tensor, grad_y: Tensor, geometry: Geometry) -> Addresses:
         if pointwise and steps is not None:
             x_strides, size, out = (*x_strides[:2], 0, 0, steps), (1, 1, math.prod(out)), (1, 1, math.prod(out))
     conv = Conv(
-        x_strides,  # type: ignore[arg-type]  # five
-        grad_strides,  # type: ignore[arg-type]  # five
+        x_strides,  # type: ignore[arg-type]  # five of them, as x has five dimensions
+        grad_strides,  # type: ignore[arg-type]  # five of them, as x has five dimensions
         size,
         out,
         kernel,

@@ -38,7 +38,7 @@ class Geometry(NamedTuple):
     def decode(cls, numbers: Sequence[int]) -> Geometry:
         """Undo `encode`."""
         groups, *rest = numbers
-        return cls(groups, *(tuple(rest[i : i + SPATIAL]) for i in range(0, 4 * SPATIAL, SPATIAL)))  # type: ignore[arg-type]  # lengths
+        return cls(groups, *(tuple(rest[i : i + SPATIAL]) for i in range(0, 4 * SPATIAL, SPATIAL)))  # type: ignore[arg-type]  # mypy does not know that each slice has three
 
     def output_size(self, size: Sequence[int]) -> Triple:
         """Output positions along each dimension for an input of `size` positions."""
