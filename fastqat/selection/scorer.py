@@ -142,14 +142,14 @@ class _Pass:
         taught = None if self.cache is None else self.cache.take(self.done, x, logits, self.forward)
         result = logit_scores(logits, targets, taught)
         for name, (score, options) in self.wanted.items():
-            if not score.watches:
+            if score.stage == "logits":
                 self.columns[name].append(score(result, **options))
         self.done += logits.shape[0]
         return logits.shape[0]
 
     def _watched_forward(self, x: Any, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Logits and targets of one batch, under the eyes of the scores that watch the model."""
-        watching = {name: score.watch(self.model, **options) for name, (score, options) in self.wanted.items() if score.watches}
+        watching = {name: score.watch(self.model, **options) for name, (score, options) in self.wanted.items() if score.stage == "watch"}
         with ExitStack() as stack:
             watched = {name: stack.enter_context(watch) for name, watch in watching.items()}
             logits = logits_of(self.model, x, self.forward)

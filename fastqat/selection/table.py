@@ -15,18 +15,19 @@ from fastqat._files import write_atomic
 from fastqat.selection.budget import as_labels
 
 _FORMAT = "fastqat.scores.1"
-_LABELS = "__labels__"
+_LABELS, _FEATURES = "__labels__", "__features__"
 
 
 class ScoreTable(Mapping[str, Tensor]):
-    """Score name → fp32 tensor ``[N]`` on the CPU, in data-set order; ``.labels`` int64 ``[N]`` or None.
+    """Score name → fp32 tensor ``[N]`` on the CPU, in data-set order; ``.labels`` int64 ``[N]`` and ``.features`` fp32 ``[N, D]``, or None.
 
     Args:
         scores: name → ``[N]``; stored as fp32.
         labels: integers ``[N]``.
+        features: what the selectors that compare samples go by, ``[N, D]``; stored as fp32.
 
     Raises:
-        InputError: no column, columns of different lengths, labels of another length.
+        InputError: no column, columns of different lengths, labels or features of another length.
 
     Example:
         >>> import torch
@@ -35,13 +36,16 @@ class ScoreTable(Mapping[str, Tensor]):
         (torch.Size([2]), 2)
     """
 
-    def __init__(self, scores: Mapping[str, Tensor], labels: Tensor | None = None):
+    def __init__(self, scores: Mapping[str, Tensor], labels: Tensor | None = None, features: Tensor | None = None):
         self._columns = {name: values.detach().float().cpu() for name, values in scores.items()}
         shapes = {name: list(values.shape) for name, values in self._columns.items()}
         if not shapes or len({tuple(shape) for shape in shapes.values()}) != 1 or len(next(iter(shapes.values()))) != 1:
             raise InputError(f"a score table needs columns of one length, [N] each; got {shapes}")
         self.num_samples = next(iter(shapes.values()))[0]
         self.labels = None if labels is None else as_labels(labels, self.num_samples)
+        if features is not None and (features.dim() != 2 or len(features) != self.num_samples):
+            raise InputError(f"features must have one row per sample, [{self.num_samples}, D]; got {list(features.shape)}")
+        self.features = None if features is None else features.detach().float().cpu()
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._columns:
@@ -62,7 +66,9 @@ class ScoreTable(Mapping[str, Tensor]):
         return len(self._columns)
 
     def __repr__(self) -> str:
-        return f"ScoreTable({', '.join(self._columns)}; {self.num_samples} samples{'' if self.labels is None else ', labels'})"
+        more = "" if self.labels is None else ", labels"
+        more += "" if self.features is None else f", {self.features.shape[1]} features"
+        return f"ScoreTable({', '.join(self._columns)}; {self.num_samples} samples{more})"
 
     def only_name(self) -> str:
         """The name of the only column; InputError when there are several."""
@@ -72,7 +78,7 @@ class ScoreTable(Mapping[str, Tensor]):
 
     def with_score(self, name: str, values: Tensor) -> ScoreTable:
         """A table with one more column (or that column replaced)."""
-        return ScoreTable({**self._columns, name: values}, self.labels)
+        return ScoreTable({**self._columns, name: values}, self.labels, self.features)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all.
@@ -80,8 +86,8 @@ class ScoreTable(Mapping[str, Tensor]):
         Raises:
             OSError: the disk is full or not writable.
         """
-        tensors = dict(self._columns) if self.labels is None else {**self._columns, _LABELS: self.labels}
-        write_atomic(path, save({name: values.contiguous() for name, values in tensors.items()}, metadata={"format": _FORMAT}))
+        tensors = {name: values.contiguous() for name, values in self.state_dict().items() if values is not None}
+        write_atomic(path, save(tensors, metadata={"format": _FORMAT}))
 
     @classmethod
     def load(cls, path: str | Path) -> ScoreTable:
@@ -97,15 +103,14 @@ class ScoreTable(Mapping[str, Tensor]):
                 columns = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
         except (SafetensorError, OSError) as error:
             raise DataError(f"cannot read the score table {path}: {error}; score the data again and save it anew") from error
-        labels = columns.pop(_LABELS, None)
-        return cls(columns, labels)
+        return cls.from_state_dict(columns)
 
     def state_dict(self) -> dict[str, Tensor | None]:
-        """Columns and labels as plain tensors, for a checkpoint."""
-        return {**self._columns, _LABELS: self.labels}
+        """Columns, labels and features as plain tensors, for a checkpoint."""
+        return {**self._columns, _LABELS: self.labels, _FEATURES: self.features}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor | None]) -> ScoreTable:
         """The table that `state_dict` described."""
-        columns = {name: values for name, values in state.items() if name != _LABELS and values is not None}
-        return cls(columns, state[_LABELS])
+        columns = {name: values for name, values in state.items() if name not in (_LABELS, _FEATURES) and values is not None}
+        return cls(columns, state.get(_LABELS), state.get(_FEATURES))

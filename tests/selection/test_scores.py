@@ -38,7 +38,7 @@ ORACLES = {
 }
 
 
-OF_LOGITS = sorted(name for name, score in list_scores().items() if not score.watches)
+OF_LOGITS = sorted(name for name, score in list_scores().items() if score.stage == "logits")
 
 
 @pytest.mark.parametrize("name", OF_LOGITS)

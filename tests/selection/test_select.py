@@ -141,7 +141,7 @@ def test_the_fraction_that_an_error_proposes_does(size):
 def test_a_new_selector_is_one_registration_and_its_weights_come_through(monkeypatch):
     monkeypatch.setattr(registry, "_selectors", dict(registry._selectors))
 
-    @register_selector("first", rule="the first ones", source="this test")
+    @register_selector("first", rule="the first ones", source="this test", weights="sum")
     def first(request, *, skip=0):
         return Selection(torch.arange(skip, skip + request.budget), torch.full((request.budget,), float(request.group)))
 

@@ -1,9 +1,18 @@
 """The registry of per-sample scores, each in a file of its own.
 
-Most scores are a function ``compute(scores: LogitScores, *, options...) -> [N]``: it picks from, or combines, what `fastqat.logit_scores`
-gives in one read of the logits. A score that needs "features" or "gradients" watches the model instead: it is a context manager
-``watch(model, *, options...)`` around the forward of one batch that yields a `Watched`, which is filled in by the pass before the block
-ends and by the score when it ends. Either way any number of scores costs one forward.
+What a score needs says when it is computed (`Score.stage`), and with that what its function looks like:
+
+"logits"    ``compute(scores: LogitScores, *, options...) -> [N]``: picks from, or combines, what `fastqat.logit_scores` gives in one
+            read of the logits. Most scores.
+"watch"     needs "features" or "gradients": a context manager ``watch(model, *, options...)`` around the forward of one batch that
+            yields a `Watched`, which is filled in by the pass before the block ends and by the score when it ends.
+"inputs"    needs "inputs": ``compute(probe: Probe, *, options...) -> [N]``, called after the forward of a batch with gradients enabled,
+            runs the model itself.
+"whole"     needs "embeddings" or "probabilities" of all samples: ``compute(whole: WholePass, *, options...) -> [N]``, called once, at
+            the end of the pass.
+"dynamics"  needs "dynamics": ``compute(dynamics: Dynamics, *, options...) -> [N]``, from what a `DynamicsRecorder` saw of a training.
+
+Any number of scores of the first two kinds costs one forward.
 """
 
 from __future__ import annotations
@@ -12,17 +21,33 @@ import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
 from fastqat._errors import InputError
+from fastqat.selection.forwards import logits_of
 
 if TYPE_CHECKING:
     from fastqat.ops.logit_scores.api import LogitScores
+    from fastqat.selection.forwards import Forward
 
 Direction = Literal["largest", "smallest"]
-_WATCHES = {"features", "gradients"}
+Stage = Literal["logits", "watch", "inputs", "whole", "dynamics"]
+_STAGES: dict[str, Stage] = {
+    "features": "watch",
+    "gradients": "watch",
+    "inputs": "inputs",
+    "embeddings": "whole",
+    "probabilities": "whole",
+    "dynamics": "dynamics",
+}
+_SOURCES = {
+    "watch": "compute it with score_dataset",
+    "inputs": "compute it with score_dataset",
+    "whole": "compute it with score_dataset",
+    "dynamics": "feed a DynamicsRecorder while training and take it from its table()",
+}
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -34,12 +59,37 @@ class Watched:
     scores: Tensor
 
 
+class Probe(NamedTuple):
+    """One batch for a score that runs the model itself: `x` as the model takes it, its `logits` ``[B, C]``, `targets` ``[B]`` or None."""
+
+    model: nn.Module
+    x: Any
+    logits: Tensor
+    targets: Tensor | None
+    forward: Forward | None
+
+    def run(self, x: Any) -> Tensor:
+        """Logits of `x` from the model, by the pass's own forward."""
+        return logits_of(self.model, x, self.forward)
+
+
+class WholePass(NamedTuple):
+    """All samples after a pass, for a score that compares them: `embeddings` ``[N, D]``, `probabilities` ``[N, C]``, both fp32, and
+    `labels` int64 ``[N]``; None what the score did not ask for or the data set does not give.
+    """
+
+    embeddings: Tensor | None
+    probabilities: Tensor | None
+    labels: Tensor | None
+
+
 @dataclass(frozen=True)
 class Score:
     """One row of `list_scores`.
 
     ``direction``: which end `select` keeps with ``topk``. ``needs``: any of "targets" (labels), "teacher", "features" (what the model
-    computes on the way) and "gradients" (a backward pass). ``compute``: how, see the module.
+    computes on the way), "gradients" (a backward pass), "inputs" (more forwards and backwards), "embeddings" or "probabilities" (of all
+    samples at once) and "dynamics" (a recorded training). ``compute``: how, see the module.
     """
 
     name: str
@@ -50,12 +100,12 @@ class Score:
     compute: Callable[..., Any]
 
     @property
-    def watches(self) -> bool:
-        """Whether it needs more of the model than logits, so that `watch` computes it."""
-        return not _WATCHES.isdisjoint(self.needs)
+    def stage(self) -> Stage:
+        """When it is computed, see the module."""
+        return next((_STAGES[need] for need in self.needs if need in _STAGES), "logits")
 
     def watch(self, model: nn.Module, **options: Any) -> AbstractContextManager[Watched]:
-        """Watch the forward of one batch through `model`, for a score that `watches`."""
+        """Watch the forward of one batch through `model`, for a score of stage "watch"."""
         return self.compute(model, **options)
 
     def __call__(self, scores: LogitScores, **options: Any) -> Tensor:
@@ -64,8 +114,8 @@ class Score:
         Raises:
             InputError: it was not given the targets or the teacher that this score needs, or needs the model itself.
         """
-        if self.watches:
-            raise InputError(f"score {self.name!r} needs {' and '.join(self.needs)} of a model; compute it with score_dataset")
+        if self.stage != "logits":
+            raise InputError(f"score {self.name!r} needs {' and '.join(self.needs)}; {_SOURCES[self.stage]}")
         values = self.compute(scores, **options)
         if values is None:
             raise InputError(f"score {self.name!r} needs {' and '.join(self.needs)}; give them to logit_scores")
@@ -83,7 +133,7 @@ _scores: dict[str, Score] = {}
 def register_score(
     name: str, *, formula: str, direction: Direction, source: str, needs: tuple[str, ...] = (), aliases: tuple[str, ...] = ()
 ) -> Callable[[_Function], _Function]:
-    """Decorator: enter a ``compute(scores, *, options...)`` or ``watch(model, *, options...)``, see the module, as `name` and `aliases`."""
+    """Decorator: enter a function, whose form depends on `needs` (see the module), as `name` and `aliases`."""
 
     def enter(compute: _Function) -> _Function:
         for key in (name, *aliases):

@@ -19,7 +19,11 @@ from fastqat._errors import InputError
 
 @dataclass(frozen=True)
 class Selection:
-    """What was kept: `indices` int64 ``[K]``, best first; `weights` fp32 ``[K]`` where the method defines loss weights, else None."""
+    """What was kept: `indices` int64 ``[K]``, best first; `weights` fp32 ``[K]`` where the method defines loss weights, else None.
+
+    A weight multiplies its sample's loss. Unless the selector says otherwise, the mean of weight · loss over the selection estimates the
+    mean loss over all samples, so that the mean weight is about 1 and the learning rate keeps its meaning.
+    """
 
     indices: Tensor
     weights: Tensor | None = None
@@ -32,7 +36,10 @@ class Request(NamedTuple):
     """One group to pick from.
 
     ``utility`` floating ``[size]``, larger is better whatever the score's direction, or None when the selector needs no scores;
-    ``budget`` how many to pick, 1 ≤ budget ≤ size; ``group`` the number of the class (0 without balance).
+    ``budget`` how many to pick, 1 ≤ budget ≤ size; ``group`` the number of the class (0 without balance); ``generator`` for draws, None:
+    torch's global one; ``features`` floating ``[size, D]`` on any device, finite, or None when the selector needs none; ``val_features``
+    ``[M, D]`` of validation samples of all classes, likewise; ``labels`` int64 ``[size]``, or None where they are unknown;
+    ``scores`` ``[size]`` the scores as given, not turned, or None.
     """
 
     utility: Tensor | None
@@ -40,6 +47,10 @@ class Request(NamedTuple):
     budget: int
     group: int
     generator: torch.Generator | None
+    features: Tensor | None = None
+    val_features: Tensor | None = None
+    labels: Tensor | None = None
+    scores: Tensor | None = None
 
     def ranked(self, *, descending: bool) -> Tensor:
         """All positions by utility; among equals the lowest position first.
@@ -56,7 +67,9 @@ class Request(NamedTuple):
 class Selector:
     """One row of `list_selectors`.
 
-    ``order``: how picks of several classes are put in one order. "largest" or "smallest" utility first, or None: by rank within the class.
+    ``needs``: any of "scores", "features" and "val_features". ``order``: how picks of several classes are put in one order. "largest" or
+    "smallest" utility first, or None: by rank within the class. ``weights``: what its weights preserve, "mean" (see `Selection`; of
+    several classes `select` rescales them so that it holds over all) or "sum" (kept as the selector gives them), or None: it gives none.
     """
 
     name: str
@@ -64,6 +77,7 @@ class Selector:
     needs: tuple[str, ...]
     source: str
     order: Literal["largest", "smallest"] | None
+    weights: Literal["mean", "sum"] | None
     pick: Callable[..., Selection]
 
     @property
@@ -76,14 +90,20 @@ _selectors: dict[str, Selector] = {}
 
 
 def register_selector(
-    name: str, *, rule: str, source: str, needs: tuple[str, ...] = (), order: Literal["largest", "smallest"] | None = None
+    name: str,
+    *,
+    rule: str,
+    source: str,
+    needs: tuple[str, ...] = (),
+    order: Literal["largest", "smallest"] | None = None,
+    weights: Literal["mean", "sum"] | None = None,
 ) -> Callable[[Callable[..., Selection]], Callable[..., Selection]]:
     """Decorator: enter a ``pick(request, *, options...)`` function under `name`."""
 
     def enter(pick: Callable[..., Selection]) -> Callable[..., Selection]:
         if name in _selectors:
             raise ValueError(f"selector {name!r} is already registered; choose another name")
-        _selectors[name] = Selector(name, rule, needs, source, order, pick)
+        _selectors[name] = Selector(name, rule, needs, source, order, weights, pick)
         return pick
 
     return enter
