@@ -6,16 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from fastqat._errors import DataError, InputError
-from fastqat._files import write_atomic
+from fastqat._errors import InputError
 from fastqat.selection.budget import as_labels
-
-_FORMAT = "fastqat.scores.1"
-_LABELS, _FEATURES = "__labels__", "__features__"
+from fastqat.selection.table_files import FEATURES, LABELS, read_tensors, write_tensors
 
 
 class ScoreTable(Mapping[str, Tensor]):
@@ -81,36 +76,32 @@ class ScoreTable(Mapping[str, Tensor]):
         return ScoreTable({**self._columns, name: values}, self.labels, self.features)
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, whole or not at all.
+        """Write a ``.safetensors``, ``.npz`` or ``.parquet`` file, by the name's ending, whole or not at all.
+
+        The last two hold the columns ``index``, ``label``, every score and ``features``, for other programs too.
 
         Raises:
+            InputError: another ending, or Parquet without pyarrow.
             OSError: the disk is full or not writable.
         """
-        tensors = {name: values.contiguous() for name, values in self.state_dict().items() if values is not None}
-        write_atomic(path, save(tensors, metadata={"format": _FORMAT}))
+        write_tensors(path, {name: values for name, values in self.state_dict().items() if values is not None})
 
     @classmethod
     def load(cls, path: str | Path) -> ScoreTable:
         """Read what `save` wrote.
 
         Raises:
+            InputError: another ending, or Parquet without pyarrow.
             DataError: there is no such file, or it is damaged or something else.
         """
-        try:
-            with safe_open(path, framework="pt") as stored:
-                if (stored.metadata() or {}).get("format") != _FORMAT:
-                    raise DataError(f"{path} is not a score table; score the data again and save it anew")
-                columns = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
-        except (SafetensorError, OSError) as error:
-            raise DataError(f"cannot read the score table {path}: {error}; score the data again and save it anew") from error
-        return cls.from_state_dict(columns)
+        return cls.from_state_dict(read_tensors(path))
 
     def state_dict(self) -> dict[str, Tensor | None]:
         """Columns, labels and features as plain tensors, for a checkpoint."""
-        return {**self._columns, _LABELS: self.labels, _FEATURES: self.features}
+        return {**self._columns, LABELS: self.labels, FEATURES: self.features}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor | None]) -> ScoreTable:
         """The table that `state_dict` described."""
-        columns = {name: values for name, values in state.items() if name not in (_LABELS, _FEATURES) and values is not None}
-        return cls(columns, state.get(_LABELS), state.get(_FEATURES))
+        columns = {name: values for name, values in state.items() if name not in (LABELS, FEATURES) and values is not None}
+        return cls(columns, state.get(LABELS), state.get(FEATURES))

@@ -2,6 +2,7 @@
 
 import errno
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -55,7 +56,7 @@ def test_damaged_missing_and_foreign_files_are_one_line_errors(tmp_path):
     with pytest.raises(DataError, match="cannot read the score table"):
         ScoreTable.load(path)
     with pytest.raises(DataError, match="cannot read the score table"):
-        ScoreTable.load(tmp_path / "none")
+        ScoreTable.load(tmp_path / "none.safetensors")
     save_file({"evs": torch.zeros(1)}, path)
     with pytest.raises(DataError, match="is not a score table"):
         ScoreTable.load(path)
@@ -73,3 +74,41 @@ def test_damaged_missing_and_foreign_files_are_one_line_errors(tmp_path):
 def test_bad_input(scores, labels, message):
     with pytest.raises(InputError, match=message):
         ScoreTable(scores, labels)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "npz", "parquet"])
+def test_every_format_holds_the_whole_table(tmp_path, ending):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    table = ScoreTable({"evs": torch.rand(5), "ds": torch.tensor([0.0, 1e-30, torch.inf, -1.0, 2.0])}, torch.arange(5), torch.randn(5, 3))
+    path = tmp_path / f"scores.{ending}"
+    table.save(path)
+    again = ScoreTable.load(path)
+    assert list(again) == ["evs", "ds"] or ending == "safetensors"
+    assert all(torch.equal(again[name], table[name]) for name in table)
+    assert torch.equal(again.labels, table.labels) and torch.equal(again.features, table.features)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="cannot read the score table"):
+        ScoreTable.load(path)
+    ScoreTable({"evs": torch.rand(5)}).save(path)
+    assert ScoreTable.load(path).labels is None and ScoreTable.load(path).features is None
+
+
+def test_other_programs_can_read_it(tmp_path):
+    table = ScoreTable({"evs": torch.rand(5)}, torch.arange(5) % 2)
+    table.save(tmp_path / "scores.npz")
+    with np.load(tmp_path / "scores.npz") as arrays:
+        assert list(arrays) == ["index", "label", "evs"] and arrays["evs"].dtype == np.float32
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table.save(tmp_path / "scores.parquet")
+    assert parquet.read_table(tmp_path / "scores.parquet").column_names == ["index", "label", "evs"]
+    np.savez(tmp_path / "other.npz", evs=np.zeros(3))
+    with pytest.raises(DataError, match="is not a score table"):
+        ScoreTable.load(tmp_path / "other.npz")
+
+
+def test_an_unknown_ending_or_a_name_that_is_taken_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"is a .safetensors, .npz, .parquet file; got 'scores.csv'"):
+        example().save(tmp_path / "scores.csv")
+    with pytest.raises(InputError, match="cannot be called label"):
+        ScoreTable({"label": torch.zeros(2)}).save(tmp_path / "scores.npz")
