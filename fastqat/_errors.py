@@ -23,3 +23,11 @@ class CheckpointError(FastqatError, RuntimeError):
 
 class BackendError(FastqatError, RuntimeError):
     """A backend was asked for by name and cannot run."""
+
+
+class ProcessError(FastqatError, RuntimeError):
+    """Another process failed or is gone; `told` when that one says so itself."""
+
+    def __init__(self, message: str, told: bool = False):
+        super().__init__(message)
+        self.told = told

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from fastqat._errors import FastqatError, InputError
+from fastqat._distributed import asked_for, started, took_part, world
+from fastqat._errors import FastqatError, InputError, ProcessError
 from fastqat.train.config import TrainConfig, TrainFlags
 from fastqat.train.folder import saved_config
 
@@ -25,8 +27,12 @@ class ScoreArgs:
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run directory, such as runs/NAME."""
-    scores: tuple[str, ...] = ("evs", "ds")
-    """Names of scores: evs, ds, res, entropy, confidence, margin, loss, ..."""
+    scores: tuple[str, ...] | None = None
+    """Names of scores: evs, ds, res, grand, entropy, confidence, margin, loss, ...; default: evs ds, with folds: evs loss margin."""
+    features: str | None = None
+    """Keep features too, for selectors that compare samples: embedding, error, gradient, probabilities, or the name of a module."""
+    folds: int | None = None
+    """Score every sample with a float model that has not seen it: train one on the other parts for each of N parts; tells wrong labels."""
     data: str | None = None
     """Data set; default: the run's own."""
     split: Literal["pool", "train", "test"] = "pool"
@@ -34,7 +40,10 @@ class ScoreArgs:
     checkpoint: Path | None = None
     """Checkpoint; default: the run's best."""
     output: Path | None = None
-    """File of the table; default: RUN/scores_SPLIT.safetensors."""
+    """File of the table, .npz, .parquet or .safetensors: index, label, every score; default: RUN/scores_SPLIT.npz, with folds
+    RUN/scores_SPLIT_foldsN.npz."""
+    teacher_cache: Path | None = None
+    """File that keeps the float model's logits: scoring the same data again then runs the quantized model only."""
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda, ..."""
     progress: bool = True
@@ -78,15 +87,30 @@ def train_command(config: TrainConfig) -> None:
 
 def score_command(args: ScoreArgs) -> None:
     """``fastqat score``."""
-    from fastqat.train.score import score_run
-    from fastqat.train.table import print_table
+    from fastqat.selection.table_files import check_ending
+    from fastqat.train.score import score_folds, score_run
+    from fastqat.train.table import print_issues, print_scores
 
-    place = {"device": args.device, "progress": args.progress}
-    table = score_run(args.run, args.scores, data=args.data, split=args.split, checkpoint=args.checkpoint, **place)  # type: ignore[arg-type]
-    output = args.output or args.run / f"scores_{args.split}.safetensors"
-    table.save(output)
-    rows = [(name, *(f"{table[name].quantile(q):.4f}" for q in (0.0, 0.5, 1.0)), f"{table[name].mean():.4f}") for name in table]
-    print_table(("score", "least", "median", "most", "mean"), rows, f"{table.num_samples:,} samples")
+    parts = "" if args.folds is None else f"_folds{args.folds}"
+    output = args.output or args.run / f"scores_{args.split}{parts}.npz"
+    check_ending(output)
+    given: dict[str, Any] = {"data": args.data, "device": args.device, "progress": args.progress}
+    if args.folds is not None:
+        defaults = ScoreArgs(args.run)
+        names = ("features", "teacher_cache", "checkpoint", "split")
+        if wrong := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != getattr(defaults, name)]:
+            raise InputError(
+                f"--folds trains float models on parts of the pool and keeps their probabilities; leave out {', '.join(wrong)}"
+            )
+        table = score_folds(args.run, args.folds, args.scores, say=_say, **given)
+    else:
+        given |= {"split": args.split, "checkpoint": args.checkpoint, "features": args.features, "teacher_cache": args.teacher_cache}
+        table = score_run(args.run, args.scores, **given)
+    if world().rank == 0:
+        table.save(output)
+    print_scores(table)
+    if args.folds is not None:
+        print_issues(table)
     _say(f"saved: {output}")
 
 
@@ -166,16 +190,17 @@ def _parse_bench(argv: Sequence[str]) -> Any:
 
 @dataclass(frozen=True)
 class Command:
-    """One command: reads its arguments, does it, and what ``fastqat --help`` says about it."""
+    """One command: reads its arguments, does it, what ``fastqat --help`` says about it, and whether torchrun may start it."""
 
     parse: Callable[[Sequence[str]], Any]
     run: Callable[[Any], None]
     about: str
+    several: bool = False
 
 
 COMMANDS: dict[str, Command] = {
-    "train": Command(_parse_train, train_command, "train a quantized network on a chosen part of the data"),
-    "score": Command(_parser(ScoreArgs, "score"), score_command, "score every sample of a data set with the model of a run"),
+    "train": Command(_parse_train, train_command, "train a quantized network on a chosen part of the data", several=True),
+    "score": Command(_parser(ScoreArgs, "score"), score_command, "score every sample of a data set with the model of a run", several=True),
     "report": Command(_parser(ReportArgs, "report"), report_command, "write the report of a run, or compare several"),
     "demo": Command(_parser(DemoArgs, "demo"), demo_command, "digits in a minute or two: all data, a random tenth, the ACS tenth"),
     "bench": Command(_parse_bench, bench_command, "measure speed and memory against a copy and other packages"),
@@ -190,7 +215,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for an error that the user can mend, 130 after Ctrl-C.
+    """Run one command; returns the exit code: 0, 2 for an error that the user can mend, 130 after Ctrl-C. Under torchrun the process exits.
 
     ``FASTQAT_DEBUG=1`` shows the traceback of an error.
     """
@@ -201,17 +226,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"error: unknown command {argv[0]!r}; accepted: {', '.join(COMMANDS)}", file=sys.stderr)
         return EXIT_ERROR
-    return _run(COMMANDS[argv[0]], argv[1:])
+    code = _run(COMMANDS[argv[0]], argv[1:])
+    if took_part():  # threads of gloo and nccl can abort in the interpreter's teardown
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _run(command: Command, argv: Sequence[str]) -> int:
     args = None
     try:
-        args = command.parse(argv)
-        command.run(args)
+        if not command.several and asked_for() > 1:
+            raise InputError(f"this command runs in one process; got WORLD_SIZE={asked_for()}; start it without torchrun")
+        with started() if command.several else contextlib.nullcontext(), _first_speaks():
+            args = command.parse(argv)
+            command.run(args)
     except KeyboardInterrupt:
         print(f"interrupted{_how_to_resume(args)}", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except ProcessError as error:
+        if not error.told:
+            print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
     except (FastqatError, ValueError, TypeError, OSError) as error:
         if os.environ.get("FASTQAT_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
@@ -220,8 +257,19 @@ def _run(command: Command, argv: Sequence[str]) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _first_speaks() -> Iterator[None]:
+    """Of several processes only the first writes to stdout and stderr in the block; an error is printed after it."""
+    if world().rank == 0:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
+
+
 def _how_to_resume(args: Any) -> str:
     if not isinstance(args, TrainConfig):
         return ""
     runs = "" if args.runs == TrainConfig().runs else f" --runs {args.runs}"
-    return f"; go on with: fastqat train --resume --name {args.run_name}{runs}"
+    launcher = "torchrun ... -m " if took_part() else ""
+    return f"; go on with: {launcher}fastqat train --resume --name {args.run_name}{runs}"

@@ -78,7 +78,7 @@ def test_train_score_report_and_resume(runs, capsys):
     assert main(["train", "--name", "a", "--resume"]) == 0
     assert "is finished" in capsys.readouterr().out
     assert main(["score", "runs/a", "--scores", "evs", "ds", "entropy"]) == 0
-    table = ScoreTable.load("runs/a/scores_pool.safetensors")
+    table = ScoreTable.load("runs/a/scores_pool.npz")
     assert set(table) == {"evs", "ds", "entropy"} and table.num_samples == 110 and float(table["ds"].max()) > 0
     assert main(["report", "runs/a", "runs/b"]) == 0
     out = capsys.readouterr().out
@@ -160,7 +160,7 @@ def test_full_disk_while_scoring_is_one_line(runs, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and err.startswith("error: ") and "cannot write runs/a/scores_pool.safetensors" in err
+    assert err.count("\n") == 1 and err.startswith("error: ") and "cannot write runs/a/scores_pool.npz" in err
     assert not list((runs / "a").glob("*scores*")) and not list((runs / "a").glob(".*.part"))
 
 
@@ -211,4 +211,4 @@ def test_help_explains_every_flag(capsys):
     for flag in ("--val-fraction", "--bn-reestimate", "--resume", "--float-epochs"):
         assert flag in out
     assert "Share of the pool that is selected." in out
-    assert "{none,random,rs2,acs}" in out and "{cosine,half_cosine,linear" in out and "{paper,per_scale,range,none}" in out
+    assert "{none,random,rs2,acs," in out and "{cosine,half_cosine,linear" in out and "{paper,per_scale,range,none}" in out

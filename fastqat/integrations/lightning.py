@@ -55,6 +55,7 @@ class SelectionCallback(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log how much was selected, and the seconds spent on selection so far; finish the policy after the last epoch."""
+        self.policy.end_epoch()
         if trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs:
             self.policy.finish()
         facts = {"selection/size": float(len(self.policy.sampler)), "selection/seconds": self.policy.selection_seconds}

@@ -115,13 +115,15 @@ class SelectionMixin:
             if trainer.label_smoother is not None or trainer.compute_loss_func is not None:
                 raise InputError("a weighted selection computes its own cross-entropy; leave out label smoothing and compute_loss_func")
             if labels is None:
-                raise InputError("a weighted selection needs the batch's labels under 'labels', for its cross-entropy; the data set gives none")
+                raise InputError(
+                    "a weighted selection computes its own cross-entropy and needs 'labels' in the batch; the data set gives none"
+                )
             outputs = model(**inputs)
             losses = F.cross_entropy(logits_in(outputs).float(), labels, reduction="none")
             loss = (losses * self.policy.sampler.loss_weights(index)).mean()
             if trainer.model_accepts_loss_kwargs and kwargs.get("num_items_in_batch") is not None:
                 loss = loss / trainer.current_gradient_accumulation_steps  # then the trainer takes it for divided already
-        if labels is not None:
+        if labels is not None and self.policy.observing:
             self.policy.observe(index, logits_in(outputs).detach(), labels)
         return (loss, outputs) if return_outputs else loss
 
@@ -141,6 +143,9 @@ class _SaveSelection(TrainerCallback):
 
     def __init__(self, policy: SelectionPolicy):
         self.policy = policy
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.policy.end_epoch()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:

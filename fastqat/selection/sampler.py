@@ -19,7 +19,21 @@ class CoresetSampler(Sampler[int]):
     """Indices of the selected samples, shuffled anew each epoch: ``DataLoader(dataset, batch_size, sampler=sampler)``.
 
     The order is a pure function of ``(seed, epoch)``. With several processes every rank takes each `num_replicas`-th index of that
-    order, and all ranks get the same number of samples: ⌈n / num_replicas⌉, the last ones repeated from the start of the order.
+    order, and all ranks get the same number of samples, so the same number of batches: ⌈n / num_replicas⌉. Where n is no multiple, up to
+    num_replicas − 1 samples from the start of the epoch's order come a second time, with the loss weight that they have.
+
+    Who shards:
+
+    - a plain loop in `DistributedDataParallel`: this sampler; pass `num_replicas` and `rank`, and `begin_epoch` on every rank.
+    - Accelerate, and the Trainer of transformers: ``Accelerator.prepare`` deals the batches of a loader to the processes; leave
+      ``num_replicas=1``. It completes the last round from the start of the order (``even_batches=False`` does not), and it calls
+      `set_epoch` with a count of its own: after a resume call ``loader.set_epoch(epoch)``.
+    - Lightning: ``Trainer(use_distributed_sampler=True)``, its default, shuffles the order once more, deals the samples and repeats some
+      to even the ranks out; leave ``num_replicas=1``. It reads the length once per loader: where selections differ in size set
+      ``reload_dataloaders_every_n_epochs=1``. With ``use_distributed_sampler=False`` pass `num_replicas` and `rank`.
+    - ``fastqat train`` under torchrun deals each batch itself, without padding.
+
+    Both at once would give each process a part of its part.
 
     Args:
         indices: int64 ``[n]``, positions in the data set; None until `set_indices` is called.
@@ -57,6 +71,7 @@ class CoresetSampler(Sampler[int]):
         self.num_replicas, self.rank = num_replicas, rank
         self.indices: Tensor | None = None
         self.weights: Tensor | None = None
+        self._lookup: tuple[Tensor, Tensor] = (torch.empty(0, dtype=torch.int64), torch.empty(0))  # indices in order, weights
         if indices is not None:
             self.set_indices(indices, weights)
 
@@ -69,6 +84,9 @@ class CoresetSampler(Sampler[int]):
             raise InputError(f"weights must have one value per index, {tuple(indices.shape)}; got {tuple(weights.shape)}")
         self.indices = indices.long()
         self.weights = None if weights is None else weights.detach().float().cpu()
+        if self.weights is not None:
+            ordered, position = self.indices.sort()
+            self._lookup = ordered, self.weights[position]
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the epoch that the order is drawn for."""
@@ -94,11 +112,11 @@ class CoresetSampler(Sampler[int]):
         """
         if self.weights is None:
             return torch.ones(indices.shape, device=indices.device)
-        ordered, position = self._selected().sort()
-        found = torch.searchsorted(ordered, indices.cpu()).clamp_(max=len(ordered) - 1)
+        ordered, weights = self._lookup
+        found = torch.searchsorted(ordered, indices.cpu().contiguous()).clamp_(max=len(ordered) - 1)
         if not torch.equal(ordered[found], indices.cpu()):
             raise InputError("loss_weights was asked for an index outside the current selection; give it indices that this sampler yielded")
-        return self.weights[position[found]].to(indices.device)
+        return weights[found].to(indices.device)
 
     def _selected(self) -> Tensor:
         if self.indices is None:

@@ -20,6 +20,10 @@ class Stream(IntEnum):
     AUGMENT = 4
     CALIBRATION = 5
     TORCH = 6
+    FOLDS = 7
+    THRESHOLD_SAMPLES = 8
+    SELECT = 9
+    BOUND = 10
 
 
 def generator_for(seed: int, stream: Stream, *counters: int) -> torch.Generator:

@@ -1,16 +1,50 @@
-"""Training batches that are a pure function of (seed, epoch): order, random crop and flip, on the data's device."""
+"""Training batches that are a pure function of (seed, epoch): order, random crop and flip, on the data's device.
+
+With several processes a batch is that of all of them: each takes its part of it, and a sample gets the crop that it gets in one process.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fastqat._distributed import World, world
 from fastqat.data import TensorData
+
+
+class TrainBatch(NamedTuple):
+    """This process's part of a batch: `x` and `y` on the device, `indices` int64 ``[B]`` on the CPU, the samples' places in the data set.
+
+    ``share · mean loss``, averaged over the processes, is the mean loss of the whole batch. `share` is 1 in one process, and 0 where a
+    batch is too small for all processes and this one repeats another's samples.
+    """
+
+    x: Tensor
+    y: Tensor
+    indices: Tensor
+    share: float = 1.0
+
+
+def part_of(samples: int, here: World) -> tuple[slice, float]:
+    """Which of the `samples` of a batch process `here` takes, and its share: consecutive ones, at least two, because batch norm needs two.
+
+    Process r of W takes B_r of B samples, so that share_r = B_r·W/B and (1/W) Σ_r share_r · mean_r = the mean over B.
+
+    Example:
+        >>> part_of(7, World(0, 2)), part_of(7, World(1, 2))
+        ((slice(0, 3, None), 0.8571428571428571), (slice(3, 7, None), 1.1428571428571428))
+        >>> part_of(3, World(1, 2))
+        (slice(0, 3, None), 0.0)
+    """
+    active = max(1, min(here.size, samples // 2))
+    rank = here.rank if here.rank < active else 0
+    start, stop = samples * rank // active, samples * (rank + 1) // active
+    return slice(start, stop), (stop - start) * here.size / samples if here.rank < active else 0.0
 
 
 def split_order(order: Tensor, batch_size: int) -> list[Tensor]:
@@ -77,15 +111,24 @@ class TrainSource:
     def __init__(self, dataset: Dataset, *, augment: RandomCropFlip | None, workers: int, device: torch.device):
         self.dataset, self.augment, self.workers, self.device = dataset, augment, workers, device
 
-    def batches(self, order: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """``(x, y)`` on the device in `order`; `generator` decides the augmentation."""
+    def batches(self, order: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[TrainBatch]:
+        """This process's part of each batch of `batch_size` samples in `order`; `generator` decides the augmentation."""
         parts = split_order(order, batch_size)
-        if isinstance(self.dataset, TensorData):
-            yield from self._on_device(self.dataset, parts, generator)
-            return
+        reading = self._on_device if isinstance(self.dataset, TensorData) else self._through_loader
+        for (x, y), part in zip(reading(parts, generator), parts, strict=True):
+            rows, share = part_of(len(part), world())
+            yield TrainBatch(x, y, part[rows], share)
+
+    def _through_loader(self, parts: list[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        seed, start = int(torch.randint(2**62, (), generator=generator)), 0
+        places = []
+        for part in parts:
+            rows, _ = part_of(len(part), world())
+            places.append([(start + rows.start + i, int(index)) for i, index in enumerate(part[rows])])
+            start += len(part)
         loader: Any = DataLoader(
-            self.dataset,
-            batch_sampler=[part.tolist() for part in parts],
+            _SeededPerSample(self.dataset, seed),
+            batch_sampler=places,
             num_workers=self.workers,
             generator=generator,
             pin_memory=self.device.type == "cuda",
@@ -93,10 +136,30 @@ class TrainSource:
         for x, y in loader:
             yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
-    def _on_device(self, data: TensorData, parts: list[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        sizes = [len(part) for part in parts]
+    def _on_device(self, parts: list[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        data, sizes = self.dataset, [len(part) for part in parts]
+        assert isinstance(data, TensorData)
         order = torch.cat(parts).to(self.device)
         drawn = self.augment.draw(len(order), generator, self.device) if self.augment else torch.zeros(3, len(order), device=self.device)
-        for index, crops in zip(order.split(sizes), drawn.split(sizes, dim=1), strict=True):
+        for whole, crops in zip(order.split(sizes), drawn.split(sizes, dim=1), strict=True):
+            rows, _ = part_of(len(whole), world())
+            index = whole[rows]
             x = data.raw(index)
-            yield data.normalise(self.augment(x, crops) if self.augment else x), data.y[index]
+            yield data.normalise(self.augment(x, crops[:, rows]) if self.augment else x), data.y[index]
+
+
+class _SeededPerSample(Dataset):
+    """Reads `dataset` at ``(place, index)`` with torch's generator seeded from `seed` and the place in the epoch's order.
+
+    So what the transforms draw for a sample depends neither on the number of loader workers nor on that of processes.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, Any]:
+        place, index = key
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(self.seed + place)
+            x, y = self.dataset[index][:2]
+        return x, y

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import os
 
 import torch
 from torch import Tensor, nn
 
 from fastqat._backend import NATIVE_REASON, pick
+from fastqat._distributed import world
 from fastqat._errors import FastqatError, InputError
 from fastqat._info import active_cpu_level
 from fastqat.selection.datasets import batches_of
@@ -20,14 +20,19 @@ from fastqat.train.pool import RunData
 _UNFIT = (RuntimeError, ValueError, AssertionError, TypeError, IndexError, AttributeError)
 
 
-def check_one_process() -> None:
-    """Raise InputError under torchrun with several processes: each would write the same run."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes not in ("", "1"):
-        raise InputError(
-            f"fastqat train runs in one process; got WORLD_SIZE={processes}; start it without torchrun. For several, wrap the model of "
-            "fastqat.quantize in DistributedDataParallel in a training loop of your own"
-        )
+def check_processes(config: TrainConfig) -> None:
+    """Refuse settings that several processes cannot share.
+
+    Raises:
+        InputError: a batch with less than two samples for each process, which batch norm needs; sync_bn without GPUs.
+    """
+    processes = world().size
+    for name in ("batch_size", "float_batch_size"):
+        size = getattr(config, name)
+        if size < 2 * processes and processes > 1:
+            raise InputError(f"{name} is that of all {processes} processes, at least 2 for each; got {size}; start fewer or raise it")
+    if config.sync_bn and processes > 1 and (config.device == "cpu" or not torch.cuda.is_available()):
+        raise InputError("sync_bn needs GPUs (torch.nn.SyncBatchNorm has no CPU code); leave it out, or use larger batches on the CPU")
 
 
 def check_backend(config: TrainConfig, device: torch.device) -> None:

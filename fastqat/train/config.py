@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import yaml
 
 from fastqat._errors import InputError
+from fastqat.selection.selectors import list_selectors
+from fastqat.train.setting_types import OWN_POLICIES, ScoreName, SelectName, of_type, options_text
 
 # What may differ between a run and its resumption: nothing here changes a weight.
 FREE_ON_RESUME = frozenset({"config", "data_root", "name", "runs", "resume", "overwrite", "progress", "report", "threads"})
@@ -60,7 +62,7 @@ class TrainFlags:
     float_lr: float = 0.1
     """Learning rate at the start of float training."""
     float_batch_size: int = 128
-    """Samples per step of float training."""
+    """Samples per step of float training, dealt to all processes of torchrun."""
     float_seed: int | None = None
     """Seed of float training; default: the run's seed."""
 
@@ -69,18 +71,32 @@ class TrainFlags:
     grad_factor: Literal["paper", "per_scale", "range", "none"] = "paper"
     """Factor of the step sizes' gradients, for N weights of a layer or features of a sample: paper 1/sqrt(N qmax); range 1/sqrt(N (qmax -
     qmin)); per_scale as paper with the batch counted in N, as the released code of ACS does; none 1."""
-    select: Literal["none", "random", "rs2", "acs"] = "none"
-    """Which samples to train on: none (all), random (a new draw every INTERVAL epochs), rs2 (every epoch), or acs."""
+    select: SelectName = "none"
+    """Which samples to train on: none (all), random (a new draw every INTERVAL epochs), rs2 (every epoch), acs, or a selector by name."""
     fraction: float = 0.1
     """Share of the pool that is selected."""
-    interval: int = 10
-    """Epochs between two selections."""
+    interval: int | None = 10
+    """Epochs between two selections; None: one selection that stays."""
+    score: ScoreName = "evs"
+    """What a selector goes by, where it goes by scores; acs has its own."""
+    features: str | None = None
+    """What a selector compares samples by: embedding, error, gradient, scale_grads, probabilities, or the name of a module."""
+    select_options: str = "{}"
+    """Options of the selector, such as '{"strata": 20}'; in YAML also a mapping."""
+    select_warmup: int = 0
+    """Epochs at the start that train on all samples, before the first selection by scores."""
+    select_anneal: int = 0
+    """Epochs at the end that train on all samples."""
+    score_source: Literal["pass", "train"] = "pass"
+    """pass: a pass over the pool before each selection; train: the training forward gives the scores of the samples that it has seen."""
+    score_max_age: int | None = 1
+    """How many epochs old scores of the training forward may be; older ones come from a pass; None: any age, and no pass for them."""
     schedule: Literal["cosine", "half_cosine", "linear", "sqrt", "quadratic", "constant"] = "cosine"
     """How the weight of the error vector score falls in acs; half_cosine is that of its released code."""
     balanced: bool = True
     """Select the same share of each class."""
     first_select: Literal["scores", "random"] = "scores"
-    """What acs does in epoch 0, when quantization has just shaken the model."""
+    """What selections by scores start from in epoch 0, when quantization has just shaken the model."""
     bn_reestimate: int = 0
     """Batches of random samples that renew the batch-norm statistics before scoring and after the last epoch; 0: off."""
 
@@ -89,7 +105,9 @@ class TrainFlags:
     epochs: int = 20
     """Epochs of quantization-aware training."""
     batch_size: int = 128
-    """Samples per step."""
+    """Samples per step, dealt to all processes of torchrun."""
+    sync_bn: bool = False
+    """With several processes, each on its GPU: batch norm normalises by the whole batch instead of each process's part of it."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """sgd with Nesterov momentum, or adam."""
     lr: float = 0.01
@@ -108,11 +126,11 @@ class TrainFlags:
     """Validate every N epochs, and after the last."""
 
     seed: int = 0
-    """Seed of orders, draws and augmentation; the same seed, thread count and machine give the same bits."""
+    """Seed of orders, draws and augmentation; the same seed, thread and process count and machine give the same bits."""
     threads: int | None = None
-    """CPU threads; default: torch's."""
+    """CPU threads of each process; default: torch's."""
     device: str = "auto"
-    """auto (cuda where there is one), cpu, cuda, cuda:1, ..."""
+    """auto (cuda where there is one), cpu, cuda, cuda:1, ...; under torchrun auto and cuda give each process a GPU of its own."""
     name: str | None = None
     """Name of the run directory, a single folder name; default: made from the settings."""
     runs: Path = Path("runs")
@@ -148,9 +166,27 @@ class TrainConfig(TrainFlags):
     def run_name(self) -> str:
         """`name`, or one made from the settings that runs differ in most."""
         data = self.data.partition(":")[0] if ":" not in self.data else Path(self.data.partition(":")[2]).stem
-        chosen = self.select if self.select == "none" else f"{self.select}{100 * self.fraction:g}"
+        chosen = self.select if self.select == "none" else f"{self._selection_name()}{100 * self.fraction:g}"
         qconfig = self.qconfig.replace(":", "-")
         return self.name or f"{data}-{self.model}-{qconfig}-{chosen}-{self.loss}-seed{self.seed}"
+
+    @property
+    def used_score(self) -> str | None:
+        """`score` where the selector goes by it, else None."""
+        return self.score if self.select not in OWN_POLICIES and "scores" in list_selectors()[self.select].needs else None
+
+    def _selection_name(self) -> str:
+        """The selection, with what distinguishes it from others of that name."""
+        parts = [self.select, self.used_score] if self.used_score else [self.select]
+        if self.select not in OWN_POLICIES:
+            parts += [self.features.replace(".", "_")] if self.features else []
+        parts += ["static"] if self.interval is None and self.select not in ("none", "rs2") else []
+        return "-".join([*parts, "train"] if self.score_source == "train" else parts)
+
+    @property
+    def selector_options(self) -> dict[str, Any]:
+        """`select_options` as a mapping."""
+        return json.loads(self.select_options)
 
     @property
     def run_dir(self) -> Path:
@@ -192,33 +228,16 @@ def checked(values: dict[str, Any], source: str = "") -> dict[str, Any]:
     for name, value in values.items():
         if name not in hints:
             raise InputError(f"{source}unknown setting {name!r}; known: {', '.join(hints)}")
-        result[name] = _of_type(hints[name], value, f"{source}{name}")
+        value = options_text(value, f"{source}{name}") if name == "select_options" else value
+        result[name] = of_type(hints[name], value, f"{source}{name}")
     return result
-
-
-def _of_type(hint: Any, value: Any, name: str) -> Any:
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise InputError(f"{name} must be one of {', '.join(get_args(hint))}; got {value!r}")
-        return value
-    options = get_args(hint) or (hint,)
-    if value is None and type(None) in options:
-        return None
-    wanted = options[0]
-    if wanted is float and type(value) in (int, str):  # YAML reads 5e-4 as text
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    if wanted is Path and isinstance(value, str):
-        value = Path(value)
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise InputError(f"{name} must be {wanted.__name__}; got {value!r}")
-    return value
 
 
 def _check_values(config: TrainConfig) -> None:
     """Raise InputError for a value that no run can have."""
     at_least = {"limit": 1, "image_size": 1, "workers": 0, "float_epochs": 0, "float_batch_size": 2, "interval": 1, "epochs": 0,
-                "batch_size": 2, "threads": 1, "seed": 0, "float_seed": 0, "bn_reestimate": 0, "val_interval": 1}  # fmt: skip
+                "batch_size": 2, "threads": 1, "seed": 0, "float_seed": 0, "bn_reestimate": 0, "val_interval": 1,
+                "select_warmup": 0, "select_anneal": 0, "score_max_age": 1}  # fmt: skip
     for name, least in at_least.items():
         value = getattr(config, name)
         if value is not None and value < least:

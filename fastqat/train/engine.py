@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastqat._distributed import summed
 from fastqat._errors import FastqatError
 from fastqat._progress import Bar
-
-LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+from fastqat.selection.policies import SelectionPolicy
+from fastqat.train.batches import TrainBatch
 
 
 class EpochResult(NamedTuple):
-    """Means over one pass: `loss` per sample, `accuracy` in [0, 1], `samples`, `steps`, `seconds`."""
+    """Means over one pass of all processes: `loss` per sample, `accuracy` in [0, 1], `samples`, `steps`, `seconds`."""
 
     loss: float
     accuracy: float
@@ -27,25 +28,32 @@ class EpochResult(NamedTuple):
     seconds: float
 
 
-def cross_entropy(logits: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Cross-entropy to the labels: logits ``[B, K]``, y ``[B]`` → scalar, mean over the batch."""
-    return F.cross_entropy(logits, y)
+class Objective:
+    """What a batch minimises: the mean over its samples of weight · loss.
 
-
-class Distillation:
-    """``−Σ_m p_T,m log p_m``, mean over the batch, p_T the teacher's softmax at temperature 1 on the same augmented pictures.
+    The loss is the cross-entropy to the labels, ``−log p_y``; to `teacher` when `distil`: ``−Σ_m p_T,m log p_m`` with p_T the teacher's
+    softmax at temperature 1 on the same augmented pictures.
 
     Args:
-        teacher: put into eval mode; it gets no gradient.
+        teacher: put into eval mode; it gets no gradient. Without `distil` it is only asked where selection wants to know.
+        distil: learn from the teacher in place of the labels.
     """
 
-    def __init__(self, teacher: nn.Module):
-        self.teacher = teacher.eval()
+    def __init__(self, teacher: nn.Module | None = None, *, distil: bool = False):
+        self.teacher, self.distil = None if teacher is None else teacher.eval(), distil
 
-    def __call__(self, logits: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            target = self.teacher(x).float().softmax(1)
-        return F.cross_entropy(logits, target)
+    @torch.no_grad()
+    def teach(self, x: Tensor) -> Tensor:
+        """The teacher's logits ``[B, K]`` of the pictures `x`, fp32."""
+        assert self.teacher is not None
+        return self.teacher(x).float()
+
+    def __call__(self, logits: Tensor, y: Tensor, taught: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Scalar: logits ``[B, K]``, labels y ``[B]``, the teacher's logits ``[B, K]`` when it distils, weights ``[B]`` or None for 1."""
+        target = taught.softmax(1) if self.distil and taught is not None else y
+        if weights is None:
+            return F.cross_entropy(logits, target)
+        return (F.cross_entropy(logits, target, reduction="none") * weights).mean()
 
 
 def laid_out(x: Tensor, channels_last: bool) -> Tensor:
@@ -61,17 +69,20 @@ class _Tally:
         self.loss: Tensor | float = 0.0
         self.correct: Tensor | float = 0.0
 
-    def add(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
-        """One batch; `loss` is its mean."""
+    def add(self, loss: Tensor, logits: Tensor, y: Tensor, counted: bool = True) -> None:
+        """One batch; `loss` is its mean. One that is not counted is a step without samples."""
+        self.steps += 1
+        if not counted:
+            return
         self.loss = self.loss + loss.detach() * len(y)
         self.correct = self.correct + (logits.detach().argmax(1) == y).sum()
-        self.samples, self.steps = self.samples + len(y), self.steps + 1
+        self.samples += len(y)
         if self.bar is not None:
             self.bar.advance(len(y))
 
     def result(self) -> EpochResult:
-        loss, correct, n = float(self.loss), float(self.correct), self.samples
-        return EpochResult(loss / n, correct / n, n, self.steps, time.perf_counter() - self.start)
+        loss, correct, n = summed(float(self.loss), float(self.correct), self.samples)
+        return EpochResult(loss / n, correct / n, int(n), self.steps, time.perf_counter() - self.start)
 
 
 def cosine_factor(progress: float) -> float:
@@ -81,28 +92,34 @@ def cosine_factor(progress: float) -> float:
 
 def train_epoch(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    loss_function: LossFunction,
+    batches: Iterable[TrainBatch],
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
     set_lr: Callable[[int], None],
+    policy: SelectionPolicy,
     *,
     amp: bool,
     channels_last: bool,
     bar: Bar,
 ) -> EpochResult:
-    """One pass of gradient steps; ``set_lr(step)`` is called before each."""
+    """One pass of gradient steps with the loss weights of `policy`, which is shown the logits; ``set_lr(step)`` is called before each."""
     model.train()
-    tally = _Tally(bar)
-    for x, y in batches:
-        x = laid_out(x, channels_last)
+    tally, sampler = _Tally(bar), policy.sampler
+    asks = objective.distil or policy.observes_teacher
+    for batch in batches:
+        x, y = laid_out(batch.x, channels_last), batch.y
+        weights = None if sampler.weights is None else sampler.loss_weights(batch.indices).to(y.device, non_blocking=True)
         set_lr(tally.steps)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
             logits = model(x)
-            loss = loss_function(logits.float(), y, x)
+            taught = objective.teach(x) if asks else None
+            loss = objective(logits.float(), y, taught, weights)
         optimizer.zero_grad()
-        loss.backward()
+        (loss * batch.share).backward()
         optimizer.step()
-        tally.add(loss, logits, y)
+        if batch.share > 0:
+            policy.observe(batch.indices, logits, y, taught)
+        tally.add(loss, logits, y, counted=batch.share > 0)
     return tally.result()
 
 

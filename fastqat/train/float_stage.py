@@ -12,16 +12,18 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 
+from fastqat._distributed import on_first, world
 from fastqat._errors import CheckpointError
 from fastqat.nn.param_groups import param_groups
-from fastqat.selection.policies import WholeSet
+from fastqat.selection.table import ScoreTable
 from fastqat.train.checkpoint import CheckpointStore, check_same_data, load_state, load_weights, save_state
 from fastqat.train.config import FLOAT_FIELDS, TrainConfig
-from fastqat.train.engine import cross_entropy
+from fastqat.train.engine import Objective
 from fastqat.train.folder import RunFolder
 from fastqat.train.models import make_model
 from fastqat.train.pool import RunData
-from fastqat.train.stage import Stage, StagePlan, StageState
+from fastqat.train.recorded import RecordedSet
+from fastqat.train.stage import Stage, StagePlan
 
 # Raise it when the float stage changes so that old cached weights would not be trained again.
 _CACHE_FORMAT = 2
@@ -34,18 +36,19 @@ def float_seed(config: TrainConfig) -> int:
 
 def float_key(config: TrainConfig, data: RunData) -> str:
     """Names the float model that `config` asks for: a hash of the settings and of the data that it is trained with."""
-    settings = [f"{name}={getattr(config, name)}" for name in FLOAT_FIELDS]
+    settings = [f"{name}={getattr(config, name)}" for name in FLOAT_FIELDS] + ["sync_bn"] * config.sync_bn
     facts = [f"format={_CACHE_FORMAT}", *settings, f"seed={float_seed(config)}", f"data={data.fingerprint}"]
     return _digest(facts)
 
 
 def cache_key(key: str, device: torch.device) -> str:
-    """`key` and what else decides the last bits: torch, thread count and device. Runs that agree on it share their float weights."""
+    """`key` and what else decides the last bits: torch, device, threads and processes. Runs that agree on it share their float weights."""
     if device.type == "cuda":
         place = torch.cuda.get_device_name(device)
     else:
         place = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return _digest([key, torch.__version__, str(torch.get_num_threads()), device.type, place])
+    facts = [key, torch.__version__, str(torch.get_num_threads()), device.type, place]
+    return _digest(facts if world().size == 1 else [*facts, f"processes={world().size}"])
 
 
 def _digest(facts: list[str]) -> str:
@@ -75,7 +78,7 @@ def float_model(
     """Give `model` its float weights and return the metric rows of their training.
 
     They come from ``float_checkpoint``, else from the run's own ``checkpoints/float.pt``, else from the cache ``RUNS/.float``, else they
-    are trained now; then they are cached.
+    are trained now; then they are cached. What their training says of the samples goes with them, to ``dynamics.npz`` of the run.
 
     Raises:
         CheckpointError: ``float_checkpoint`` is damaged or of another architecture; the run was started on other data.
@@ -86,21 +89,25 @@ def float_model(
         return []
     key = float_key(config, data)
     own, cached = folder.checkpoints / "float.pt", config.runs / ".float" / f"{cache_key(key, plan.device)}.pt"
-    mine = _read(own, say)
+    mine = on_first(lambda: _read(own, say))
     if mine is not None:
         check_same_data(mine, data.fingerprint, own)
     mine, place = (mine, own) if _is_of(mine, key) else (None, cached)
-    found = mine or _read(cached, say)
+    found = mine or on_first(lambda: _read(cached, say))
     if not _is_of(found, key):
-        rows = _train(config, data, plan, model, folder, resumed, say).rows
-        found = {"key": key, "data": data.fingerprint, "model": model.state_dict(), "rows": rows}
-        save_state(cached, found)
+        rows, dynamics = _train(config, data, plan, model, folder, resumed, say)
+        found = {"key": key, "data": data.fingerprint, "model": model.state_dict(), "rows": rows, "dynamics": dynamics}
+        keep: tuple[Path, ...] = (cached, own)
     else:
         say(f"float weights of {'this run' if mine else 'an earlier run'} ({place})")
         load_weights(model, found["model"], place)
-    if mine is None:
-        save_state(own, found)
-    CheckpointStore(folder.checkpoints, "float", say).clear()
+        keep = () if mine else (own,)
+    if world().rank == 0:
+        for path in keep:
+            save_state(path, found)
+        CheckpointStore(folder.checkpoints, "float", say).clear()
+        if found.get("dynamics") is not None:
+            ScoreTable.from_state_dict(found["dynamics"]).save(folder.dynamics)
     return found["rows"]
 
 
@@ -122,23 +129,26 @@ def _is_of(found: dict[str, Any] | None, key: str) -> TypeGuard[dict[str, Any]]:
 
 def _train(
     config: TrainConfig, data: RunData, plan: StagePlan, model: nn.Module, folder: RunFolder, resumed: bool, say: Callable[[str], None]
-) -> StageState:
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """The rows of the training's metrics, and its recorded dynamics as the state of a `ScoreTable`; None where there was no epoch."""
     plan = replace(plan, name="float", epochs=config.float_epochs, batch_size=config.float_batch_size, seed=float_seed(config))
     optimizer = make_optimizer(config, param_groups(model, config.float_lr, weight_decay=config.weight_decay), config.float_lr)
+    policy = RecordedSet(data.pool, seed=plan.seed)
     stage = Stage(
         plan,
         model,
         optimizer,
-        WholeSet(data.pool, seed=plan.seed),
+        policy,
         data.source,
         data.val,
-        cross_entropy,
+        Objective(),
         CheckpointStore(folder.checkpoints, "float", say),
         data=data.fingerprint,
         on_epoch=lambda state: folder.write_metrics(state.rows),
         say=say,
     )
-    return stage.fit(resumed)
+    rows = stage.fit(resumed).rows
+    return rows, policy.recorder.table().state_dict() if plan.epochs else None
 
 
 def make_optimizer(config: TrainConfig, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:

@@ -22,7 +22,8 @@ COLUMNS = (
 )  # fmt: skip
 # What a run leaves in its folder beside config.yaml.
 _PRODUCTS = (
-    "summary.json", "metrics.csv", "checkpoints", "selections", "pictures.npz", "report.html", "figures", "scores_*.safetensors", ".*.part",
+    "summary.json", "metrics.csv", "checkpoints", "selections", "pictures.npz", "dynamics.npz", "label_issues.npz", "report.html",
+    "figures", "scores_*", "folds", ".*.part",
 )  # fmt: skip
 
 
@@ -32,6 +33,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.checkpoints = path / "checkpoints"
+        self.dynamics = path / "dynamics.npz"
 
     def may_resume(self, config: TrainConfig) -> bool:
         """Whether `config` goes on with a run that is here; nothing is changed.
@@ -96,6 +98,10 @@ class RunFolder:
     def write_pictures(self, arrays: dict[str, np.ndarray]) -> None:
         """``pictures.npz``."""
         self._write_npz(self.path / "pictures.npz", arrays)
+
+    def write_label_issues(self, arrays: dict[str, np.ndarray]) -> None:
+        """``label_issues.npz``."""
+        self._write_npz(self.path / "label_issues.npz", arrays)
 
     def _write_npz(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
         with atomic_path(path) as part, open(part, "wb") as handle:

@@ -12,15 +12,21 @@ import torch
 from torch import nn
 
 import fastqat
+from fastqat._distributed import world
 from fastqat._errors import FastqatError
 from fastqat.data import TensorData
+from fastqat.selection.labels import Method as LabelMethod
+from fastqat.selection.labels import find_label_issues
 from fastqat.selection.policies import SelectionPolicy
+from fastqat.selection.table import ScoreTable
 from fastqat.train.config import TrainConfig
 from fastqat.train.folder import RunFolder
 from fastqat.train.models import count_parameters
 from fastqat.train.pool import RunData
 from fastqat.train.report import pick_pictures, write_comparison, write_report
 from fastqat.train.stage import StageState
+
+SUSPECTS = 48  # pictures of suspicious labels: six rows of eight
 
 
 def selection_arrays(policy: SelectionPolicy, data: RunData) -> dict[str, np.ndarray]:
@@ -43,6 +49,15 @@ def save_pictures(folder: RunFolder, data: RunData, say: Callable[[str], None]) 
     folder.write_pictures({"index": np.array(chosen), "x": np.stack([_picture(data, i) for i in chosen])})
 
 
+def save_label_issues(folder: RunFolder, data: RunData, table: ScoreTable, method: LabelMethod) -> None:
+    """``label_issues.npz``: the labels of the pool that are probably wrong, the most suspicious first, with pictures of the first."""
+    issues = find_label_issues(table, method=method)
+    arrays = {name: values.numpy() for name, values in zip(("index", "given", "suggested", "quality"), issues, strict=True)}
+    shown = [_picture(data, int(i)) for i in arrays["index"][:SUSPECTS]] if len(data.input_shape) == 3 else []
+    pictures = {"x": np.stack(shown)} if shown else {}
+    folder.write_label_issues({**arrays, **pictures, "method": np.array(method)})
+
+
 def _picture(data: RunData, index: int) -> np.ndarray:
     """One sample of the pool as uint8 ``[H, W, C]``; floating values are stretched to the whole range."""
     raw = data.pool.x[index] if isinstance(data.pool, TensorData) else data.pool[index][0]
@@ -63,6 +78,10 @@ def summarise(
         "qconfig": config.qconfig,
         "grad_factor": config.grad_factor,
         "select": config.select,
+        "score": config.used_score,
+        "features": config.features,
+        "interval": config.interval,
+        "score_source": config.score_source,
         "fraction": 1.0 if config.select == "none" else config.fraction,
         "loss": config.loss,
         "seed": config.seed,
@@ -83,6 +102,7 @@ def summarise(
         "fastqat": fastqat.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() and config.device != "cpu" else "cpu",
         "threads": torch.get_num_threads(),
+        "processes": world().size,
     }
 
 

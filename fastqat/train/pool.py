@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -72,6 +72,15 @@ def prepare_data(config: TrainConfig, device: torch.device) -> RunData:
         class_names=splits.class_names,
         fingerprint=_fingerprint(pool, splits, config),
     )
+
+
+def part_of(data: RunData, indices: Tensor, name: str) -> RunData:
+    """`data` with the samples of the pool at `indices` only, and nothing held out; `name` tells this part from others."""
+    whole = data.source
+    source = TrainSource(subset(whole.dataset, indices), augment=whole.augment, workers=whole.workers, device=whole.device)
+    pool = source.dataset if whole.dataset is data.pool else subset(data.pool, indices)
+    mark = hashlib.sha256(f"{data.fingerprint} {name}".encode()).hexdigest()
+    return replace(data, pool=pool, source=source, val=None, labels=data.labels[indices], fingerprint=mark)
 
 
 def _source(config: TrainConfig, splits: DataSplits, pool: Dataset, indices: Tensor, device: torch.device) -> TrainSource:

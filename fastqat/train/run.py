@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from fastqat._distributed import all_succeed, on_first, started, world
 from fastqat._errors import CheckpointError, InputError
+from fastqat.data import subset
 from fastqat.nn.calibration import calibrate
 from fastqat.nn.param_groups import param_groups
 from fastqat.selection.datasets import batches_of
+from fastqat.selection.reweighting import reweighting_line
+from fastqat.selection.scorer import score_dataset
 from fastqat.selection.seeding import Stream, generator_for
+from fastqat.selection.table import ScoreTable
 from fastqat.train.checkpoint import CheckpointStore, load_state, load_weights
-from fastqat.train.checks import check_backend, check_model, check_one_process
+from fastqat.train.checks import check_backend, check_model, check_processes
 from fastqat.train.config import TrainConfig
-from fastqat.train.engine import Distillation, cross_entropy
+from fastqat.train.engine import Objective
 from fastqat.train.float_stage import float_model, given_weights, make_optimizer, new_model
 from fastqat.train.folder import RunFolder
-from fastqat.train.outcome import save_pictures, selection_arrays, summarise, write_page
-from fastqat.train.policies import make_policy
+from fastqat.train.outcome import save_label_issues, save_pictures, selection_arrays, summarise, write_page
+from fastqat.train.policies import make_policy, scoring_forward
 from fastqat.train.pool import prepare_data
-from fastqat.train.stage import Stage, StagePlan
+from fastqat.train.stage import Stage, StagePlan, forward_batch
 from fastqat.train.student import make_student
 
 CALIBRATION_BATCHES, CALIBRATION_BATCH = 8, 128
+BOUND_SAMPLES = 512
 
 
 def train(config: TrainConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -35,18 +44,23 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> dict[str, 
     The test set is read once, at the very end, with the weights of the last epoch (``test_accuracy``), with those that were best on
     validation (``best_test_accuracy``) and with the float weights (``float_accuracy``).
 
+    Under torchrun every process calls it, with the same settings. Each batch is dealt to all of them, so that steps and selections are
+    those of one process; process 0 alone reads checkpoints, writes and tells. A run that is resumed with as many processes as before
+    comes to the same bits.
+
     Args:
         config: the settings.
-        say: told what goes on, line by line.
+        say: told what goes on, line by line, by process 0.
 
     Returns:
         The content of ``summary.json``; accuracies in [0, 1].
 
     Raises:
         DataError: the data set is missing or unusable.
-        InputError: a setting is out of range, the model does not take the data, more than one process (torchrun), or the run exists
-            and neither resume nor overwrite is set.
+        InputError: a setting is out of range, the model does not take the data, or the run exists and neither resume nor overwrite
+            is set.
         CheckpointError: a checkpoint is of another architecture, of other settings or of other data, or all are damaged.
+        ProcessError: another process failed (its message is in this one) or is gone; the run can be resumed.
         OSError: the disk is full; what was written before is whole.
 
     Example:
@@ -55,18 +69,30 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> dict[str, 
         >>> train(config, say=lambda line: None)["gradient_steps"]
         2
     """
-    check_one_process()
+    with started() as here:
+        if here.rank:
+            config, say = replace(config, progress=False), _nothing
+        return _train(config, say)
+
+
+def _nothing(line: str) -> None:
+    """What is said by the processes that are not the first."""
+
+
+def _train(config: TrainConfig, say: Callable[[str], None]) -> dict[str, Any]:
+    check_processes(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     folder = RunFolder(config.run_dir)
-    resumed = folder.may_resume(config)
-    if resumed and (finished := folder.read_summary()) is not None:
+    resumed = on_first(lambda: folder.may_resume(config))
+    if resumed and (finished := on_first(folder.read_summary)) is not None:
         say(f"run {config.run_dir} is finished")
-        if config.report and not folder.has_page:
-            write_page(folder, say)
+        if config.report:
+            on_first(lambda: None if folder.has_page else write_page(folder, say))
         return finished
-    run = Run(config, say)
-    folder.open(config, resumed)
+    with all_succeed():
+        run = Run(config, say)
+    on_first(lambda: folder.open(config, resumed))
     return run.execute(folder, resumed)
 
 
@@ -80,18 +106,7 @@ class Run:
         self.data = prepare_data(config, self.device)
         self.teacher = new_model(config, self.data, self.device)
         self._check()
-        self.plan = StagePlan(
-            name="qat",
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            amp=config.amp,
-            channels_last=config.channels_last,
-            device=self.device,
-            val_interval=config.val_interval,
-            workers=config.workers,
-            progress=config.progress,
-        )
+        self.plan = plan_of(config, self.device)
 
     def _check(self) -> None:
         """Refuse before anything is written what would fail after the float stage."""
@@ -103,17 +118,40 @@ class Run:
 
     def execute(self, folder: RunFolder, resumed: bool) -> dict[str, Any]:
         """All stages; returns the summary."""
-        pool, test, config = len(self.data.labels), len(self.data.test), self.config  # type: ignore[arg-type]
-        self.say(f"{config.run_dir}: {config.model} on {config.data}, {pool:,} samples to train on, {test:,} to test, {self.device}")
+        pool, test, config = len(self.data.labels), len(self.data.test), self.config  # type: ignore[arg-type]  # no __len__ in Dataset
+        place = str(self.device) if world().size == 1 else f"{world().size} processes on {self.device.type}"
+        self.say(f"{config.run_dir}: {config.model} on {config.data}, {pool:,} samples to train on, {test:,} to test, {place}")
+        if config.sync_bn and world().size > 1:
+            self.teacher = nn.SyncBatchNorm.convert_sync_batchnorm(self.teacher)
         float_rows = float_model(config, self.data, self.plan, self.teacher, folder, resumed, self.say)
         student = self._student()
+        if not resumed and config.epochs:
+            self._say_bound(student)
         stage = self._stage(student, folder, float_rows)
         state = stage.fit(resumed)
-        summary = summarise(config, self.data, student, state, stage.policy, self._test(stage))
-        if config.report:
+        tests = self._test(stage)
+        summary = summarise(config, self.data, student, state, stage.policy, tests)
+        return on_first(lambda: self._conclude(folder, summary))
+
+    def _say_bound(self, student: nn.Module) -> None:
+        """Tell ρ, what reweighting by gradient norm could gain at best, from a random part of the pool."""
+        order = torch.randperm(len(self.data.labels), generator=generator_for(self.config.seed, Stream.BOUND))[:BOUND_SAMPLES]
+        part, place = subset(self.data.pool, order.sort().values), forward_batch(self.device)
+        try:
+            table = score_dataset(student, part, "grand", batch_size=place, progress=False, forward=scoring_forward(self.config))
+        except InputError as error:
+            self.say(f"rho is not known: {error}")
+            return
+        self.say(f"{reweighting_line('gradient norms of ' + format(len(order), ',') + ' samples', table['grand'])}")
+
+    def _conclude(self, folder: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
+        """Write the last files; returns the summary."""
+        if self.config.report:
             save_pictures(folder, self.data, self.say)
+            if folder.dynamics.is_file():
+                save_label_issues(folder, self.data, ScoreTable.load(folder.dynamics), "aum")
         folder.write_summary(summary)
-        if config.report:
+        if self.config.report:
             write_page(folder, self.say)
         return summary
 
@@ -138,7 +176,7 @@ class Run:
             policy,
             self.data.source,
             self.data.val,
-            Distillation(self.teacher) if config.loss == "kd" else cross_entropy,
+            Objective(self.teacher, distil=config.loss == "kd"),
             CheckpointStore(folder.checkpoints, "epoch", self.say),
             data=self.data.fingerprint,
             best=folder.checkpoints / "best.pt",
@@ -156,15 +194,14 @@ class Run:
 
     def _best(self, stage: Stage) -> nn.Module | None:
         """The model that was best on validation; None where it is that of the last epoch, which stands in for a damaged one."""
-        state = stage.state
-        if stage.best is None or state.best_epoch in (-1, state.epoch):
+        state, best = stage.state, stage.best
+        if best is None or state.best_epoch in (-1, state.epoch):
             return None
-        model = copy.deepcopy(stage.model)
+        model, (saved, problem) = copy.deepcopy(stage.model), on_first(lambda: _read(best))
         try:
-            saved = load_state(stage.best)
-            if saved.get("epoch") != state.best_epoch:
-                raise CheckpointError(f"{stage.best} is of epoch {saved.get('epoch')}, not of the best one, {state.best_epoch}")
-            load_weights(model, saved["model"], stage.best)
+            if problem or saved.get("epoch") != state.best_epoch:
+                raise CheckpointError(problem or f"{best} is of epoch {saved.get('epoch')}, not of the best one, {state.best_epoch}")
+            load_weights(model, saved["model"], best)
         except CheckpointError as error:
             self.say(f"{error} -- the last epoch counts as the best")
             state.best_epoch, state.best_accuracy = state.epoch, state.rows[-1]["val_accuracy"]
@@ -172,11 +209,52 @@ class Run:
         return model
 
 
+def plan_of(config: TrainConfig, device: torch.device) -> StagePlan:
+    """How the QAT stage of `config` goes on `device`; the float stage changes what is its own."""
+    return StagePlan(
+        name="qat",
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        amp=config.amp,
+        channels_last=config.channels_last,
+        device=device,
+        val_interval=config.val_interval,
+        workers=config.workers,
+        progress=config.progress,
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """The checkpoint at `path` and what is wrong with it, which leaves it empty."""
+    try:
+        return load_state(path), ""
+    except CheckpointError as error:
+        return {}, str(error)
+
+
 def pick_device(name: str) -> torch.device:
-    """``auto`` is cuda where torch has it, else the CPU; InputError for a device that is not there."""
+    """``auto`` is cuda where torch has it, else the CPU; with several processes each has the GPU of its LOCAL_RANK.
+
+    Raises:
+        InputError: a device that is not there, or one GPU named for several processes.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if world().size > 1 and name.startswith("cuda"):
+        return _own_gpu(name)
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); use auto or cpu") from error
+
+
+def _own_gpu(name: str) -> torch.device:
+    here, gpus = world(), torch.cuda.device_count()
+    if name != "cuda":
+        raise InputError(f"device {name!r} is one GPU for {here.size} processes; use auto or cuda: each process takes one of its own")
+    local = int(os.environ.get("LOCAL_RANK", here.rank))
+    if local >= gpus:
+        raise InputError(f"process {here.rank} has no GPU of its own: this machine has {gpus}; start as many processes, or use cpu")
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)

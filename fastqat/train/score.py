@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from fastqat._distributed import world
 from fastqat._errors import CheckpointError, InputError
+from fastqat.selection.folds import out_of_sample
 from fastqat.selection.scorer import score_dataset
 from fastqat.selection.table import ScoreTable
+from fastqat.selection.teacher import TeacherCache
 from fastqat.train.checkpoint import check_same_data, load_state, load_weights
 from fastqat.train.checks import check_backend
 from fastqat.train.config import TrainConfig
-from fastqat.train.float_stage import given_weights, new_model
-from fastqat.train.folder import saved_config
+from fastqat.train.float_stage import float_model, float_seed, given_weights, new_model
+from fastqat.train.folder import RunFolder, saved_config
+from fastqat.train.outcome import save_label_issues
 from fastqat.train.policies import scoring_forward
-from fastqat.train.pool import RunData, prepare_data
-from fastqat.train.run import pick_device
+from fastqat.train.pool import RunData, part_of, prepare_data
+from fastqat.train.run import pick_device, plan_of
 from fastqat.train.stage import forward_batch
 from fastqat.train.student import make_student
 
 
 def score_run(
     run: Path,
-    scores: tuple[str, ...] = ("evs", "ds"),
+    scores: tuple[str, ...] | None = None,
     *,
     data: str | None = None,
     split: str = "pool",
     checkpoint: Path | None = None,
+    features: str | None = None,
+    teacher_cache: Path | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> ScoreTable:
@@ -39,11 +46,13 @@ def score_run(
 
     Args:
         run: a run directory.
-        scores: names from `fastqat.selection.list_scores`.
+        scores: names from `fastqat.selection.list_scores`; None: ``evs`` and ``ds``.
         data: name of the data set; None: the run's own.
         split: ``"pool"``: the samples that the run chose from, in the order that the indices of its selections count in;
             ``"train"``, ``"test"``: the whole training or test set.
         checkpoint: None: the run's best.
+        features: what to keep of each sample, see `fastqat.selection.score_dataset`.
+        teacher_cache: file that keeps the float model's logits, see `fastqat.selection.TeacherCache`.
         device: as for training.
         progress: show a bar on a terminal.
 
@@ -60,13 +69,71 @@ def score_run(
     return score_dataset(
         student.to(place),
         _part(used, split),
-        list(scores),
-        teacher=teacher.to(place),
+        list(scores or ("evs", "ds")),
+        teacher=TeacherCache(teacher.to(place), path=teacher_cache),
+        features=features,
         batch_size=forward_batch(place),
         num_workers=config.workers,
         progress=progress,
         forward=scoring_forward(config),
     )
+
+
+def score_folds(
+    run: Path,
+    folds: int,
+    scores: tuple[str, ...] | None = None,
+    *,
+    data: str | None = None,
+    device: str = "auto",
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> ScoreTable:
+    """Score every sample of the run's pool with a float model that was trained, with the run's settings, on the parts it is not in.
+
+    The models are kept in ``RUN/folds`` and in the cache of float models, so that a killed call goes on where it was and a second one
+    trains nothing. Its report then shows the labels that these models doubt.
+
+    Args:
+        run: a run directory.
+        folds: number of parts, at least 2.
+        scores: names of scores that need no teacher; None: ``evs``, ``loss`` and ``margin``.
+        data: name of the data set; None: the run's own.
+        device, progress: as for training.
+        say: told what goes on, line by line.
+
+    Returns:
+        `ScoreTable` with the probabilities as its features: what `fastqat.selection.find_label_issues` takes.
+
+    Raises:
+        InputError: as `score_run`; fewer than two folds.
+    """
+    config, place = _config(run), pick_device(device)
+    config = replace(config, data=data or config.data, float_checkpoint=None, progress=progress)
+    used = prepare_data(config, place)
+
+    def train(indices: Tensor, fold: int) -> nn.Module:
+        part = part_of(used, indices, f"fold {fold} of {folds}")
+        say(f"fold {fold + 1} of {folds}: {len(indices):,} samples to train on")
+        model, folder = new_model(config, part, place), RunFolder(run / "folds" / f"{fold + 1}_of_{folds}")
+        float_model(config, part, plan_of(config, place), model, folder, True, say)
+        return model
+
+    table = out_of_sample(
+        train,
+        used.pool,
+        folds,
+        scores=list(scores or ("evs", "loss", "margin")),
+        labels=used.labels,
+        seed=float_seed(config),
+        batch_size=forward_batch(place),
+        num_workers=config.workers,
+        progress=progress,
+        forward=scoring_forward(config),
+    )
+    if data is None and world().rank == 0:
+        save_label_issues(RunFolder(run), used, table, "confident")
+    return table
 
 
 def _config(run: Path) -> TrainConfig:

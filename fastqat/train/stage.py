@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from fastqat._distributed import exchanging, on_first, world
 from fastqat._errors import CheckpointError
 from fastqat._progress import progress_bar
-from fastqat.selection.datasets import batches_of
+from fastqat.selection.datasets import batches_of, sized
 from fastqat.selection.policies import SelectionPolicy
 from fastqat.selection.seeding import Stream, generator_for
 from fastqat.train.batches import TrainSource, steps_per_epoch
 from fastqat.train.checkpoint import CheckpointStore, check_same_data, load_weights, save_state
-from fastqat.train.engine import EpochResult, LossFunction, check_finite, cosine_factor, evaluate, train_epoch
+from fastqat.train.engine import EpochResult, Objective, check_finite, cosine_factor, evaluate, train_epoch
+from fastqat.train.parallel import Replica, check_agreement, own_batches
 
 
 def forward_batch(device: torch.device) -> int:
@@ -62,6 +64,9 @@ class Stage:
     derived from these two, and torch is re-seeded per epoch. Files are written in the order best.pt, checkpoint, metrics: a
     kill between any two leaves a state from which the same bits follow.
 
+    With several processes each computes the gradient of its part of every batch (`Replica`) and evaluates its part of the data. All
+    come to the same weights, selections and numbers, which is checked at the start and after each epoch; process 0 alone writes.
+
     Args:
         plan: the settings.
         model: on the plan's device.
@@ -69,12 +74,12 @@ class Stage:
         policy: which samples each epoch trains on.
         source: gives the augmented batches.
         val: held-out data for the best checkpoint, or None.
-        loss: ``loss(logits, y, x)``.
+        objective: the loss.
         store: checkpoints of this stage.
         data: fingerprint of the training data, kept in the checkpoints.
         best: file of the best checkpoint, or None.
-        on_epoch: called with the state after each epoch is safe on disk, and once on resume.
-        on_select: called with the epoch after each new selection.
+        on_epoch: called with the state after each epoch is safe on disk, and once on resume; by process 0 only.
+        on_select: called with the epoch after each new selection; by process 0 only.
         say: told one line per epoch.
     """
 
@@ -86,7 +91,7 @@ class Stage:
         policy: SelectionPolicy,
         source: TrainSource,
         val: Dataset | None,
-        loss: LossFunction,
+        objective: Objective,
         store: CheckpointStore,
         *,
         data: str,
@@ -97,35 +102,50 @@ class Stage:
     ):
         self.plan, self.model, self.optimizer, self.policy, self.source, self.val = plan, model, optimizer, policy, source, val
         self.data = data
-        self.loss, self.store, self.best, self.on_epoch, self.on_select, self.say = loss, store, best, on_epoch, on_select, say
+        self.objective, self.store, self.best = objective, store, best
+        self.on_epoch, self.on_select, self.say = on_epoch, on_select, say
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
         self.state = StageState(seen=torch.zeros(policy.size, dtype=torch.bool))
+        self.writes = world().rank == 0
 
     def fit(self, resume: bool) -> StageState:
         """Train to the end, from the latest checkpoint when `resume`.
 
         Raises:
             CheckpointError: the checkpoint is of another architecture or of other data, or none is whole.
-            FastqatError: the loss is not finite.
+            FastqatError: the loss is not finite, or processes differ.
+            ProcessError: another process failed or is gone.
         """
         if resume and self._restore():
             self.say(f"{self.plan.name}: resumed after epoch {self.state.epoch}")
-            self.on_epoch(self.state)
+            if self.writes:
+                self.on_epoch(self.state)
+        self._agree("at the start")
+        replica = Replica(self.model)
         for epoch in range(self.state.epoch + 1, self.plan.epochs):
-            self._epoch(epoch)
+            self._epoch(epoch, replica)
         return self.state
 
-    def _epoch(self, epoch: int) -> None:
+    def _agree(self, when: str) -> None:
+        sampler = self.policy.sampler
+        check_agreement(self.model, (sampler.indices, sampler.weights), f"{when} of stage {self.plan.name}")
+
+    def _epoch(self, epoch: int, replica: Replica) -> None:
         torch.manual_seed(int(generator_for(self.plan.seed, Stream.TORCH, epoch).initial_seed()))
         before = self.policy.selection_seconds
         reselected = self.policy.begin_epoch(epoch)
-        if reselected:
+        if reselected and self.writes:
             self.on_select(epoch)
         order = self.policy.sampler.order()
-        result = self._train(epoch, order)
+        if self.policy.observes_teacher and not self.objective.distil:
+            self.policy.scoring_forwards += len(order)  # the teacher runs for the selection alone
+        result = self._train(epoch, order, replica)
         check_finite(result, f"{self.plan.name} epoch {epoch}")
+        replica.end_epoch()
+        self.policy.end_epoch()
         if epoch == self.plan.epochs - 1:
             self.policy.finish()
+        self._agree(f"after epoch {epoch}")
         validated = self._validate(epoch)
         state = self.state
         state.epoch, state.steps = epoch, state.steps + result.steps
@@ -135,7 +155,10 @@ class Stage:
         self._keep(validated)
         self._log(state.rows[-1])
 
-    def _train(self, epoch: int, order: Tensor) -> EpochResult:
+    def _train(self, epoch: int, order: Tensor, replica: Replica) -> EpochResult:
+        here = world()
+        if here.rank:  # dropout of its own
+            torch.manual_seed(int(generator_for(self.plan.seed, Stream.TORCH, epoch, here.rank).initial_seed()))
         steps = steps_per_epoch(len(order), self.plan.batch_size)
 
         def set_lr(step: int) -> None:
@@ -145,21 +168,27 @@ class Stage:
 
         batches = self.source.batches(order, self.plan.batch_size, generator_for(self.plan.seed, Stream.AUGMENT, epoch))
         title = f"{self.plan.name} epoch {epoch + 1}/{self.plan.epochs}"
-        with progress_bar(title, len(order), show=self.plan.progress) as bar:
-            layout, amp = self.plan.channels_last, self.plan.amp
-            return train_epoch(self.model, batches, self.loss, self.optimizer, set_lr, amp=amp, channels_last=layout, bar=bar)
+        layout, amp = self.plan.channels_last, self.plan.amp
+        with exchanging(), progress_bar(title, len(order) // here.size, show=self.plan.progress) as bar:
+            mine = replica.follow(batches)
+            goal, policy = self.objective, self.policy
+            return train_epoch(replica.module, mine, goal, self.optimizer, set_lr, policy, amp=amp, channels_last=layout, bar=bar)
 
     def _validate(self, epoch: int) -> EpochResult | None:
         due = (epoch + 1) % self.plan.val_interval == 0 or epoch == self.plan.epochs - 1
         return self.evaluate(self.val) if self.val is not None and due else None
 
     def evaluate(self, dataset: Dataset, model: nn.Module | None = None) -> EpochResult:
-        """Loss and accuracy on `dataset` of `model`, or of the stage's own."""
+        """Loss and accuracy on all of `dataset` of `model`, or of the stage's own."""
         model = self.model if model is None else model
         return evaluate(model, self._plain(dataset), amp=self.plan.amp, channels_last=self.plan.channels_last)
 
     def _plain(self, dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
-        for x, y in batches_of(dataset, forward_batch(self.plan.device), num_workers=self.plan.workers):
+        size = forward_batch(self.plan.device)
+        indices = own_batches(sized(dataset), size)
+        if indices is not None and not len(indices):
+            return
+        for x, y in batches_of(dataset, size, indices=indices, num_workers=self.plan.workers):
             assert y is not None
             yield x.to(self.plan.device, non_blocking=True), y.to(self.plan.device, non_blocking=True)
 
@@ -195,10 +224,13 @@ class Stage:
     def _keep(self, validated: EpochResult | None) -> None:
         """Best checkpoint (without validation the last is the best), this epoch's checkpoint, then whatever the run writes."""
         state = self.state
-        if self.val is None or (validated is not None and validated.accuracy > state.best_accuracy):
+        best = self.val is None or (validated is not None and validated.accuracy > state.best_accuracy)
+        if best:
             state.best_epoch, state.best_accuracy = state.epoch, -1.0 if validated is None else validated.accuracy
-            if self.best is not None:
-                save_state(self.best, {"epoch": state.epoch, "data": self.data, "model": self.model.state_dict()})
+        if not self.writes:
+            return
+        if best and self.best is not None:
+            save_state(self.best, {"epoch": state.epoch, "data": self.data, "model": self.model.state_dict()})
         self.store.save(state.epoch, self._state_dict())
         self.on_epoch(state)
 
@@ -213,7 +245,7 @@ class Stage:
         }
 
     def _restore(self) -> bool:
-        saved = self.store.latest()
+        saved = on_first(self.store.latest)
         if saved is None:
             return False
         source = f"the checkpoint in {self.store.folder}"

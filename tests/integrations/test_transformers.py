@@ -45,7 +45,7 @@ class Noting(RandomSubset):
     """Notes what it was shown; weighs every sample with `weight`, None: not at all."""
 
     weight: float | None = None
-    shown = 0
+    shown, observing = 0, True
 
     def _select(self, epoch):
         selection = super()._select(epoch)

@@ -70,3 +70,20 @@ def test_a_loader_reads_the_selection():
 def test_bad_input(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize(("size", "replicas", "repeated"), [(12, 3, 0), (10, 4, 2), (11, 4, 1), (2, 5, 3)])
+def test_padding_repeats_the_start_of_the_order(size, replicas, repeated):
+    weights = torch.rand(size)
+    shares = []
+    for rank in range(replicas):
+        sampler = CoresetSampler(range(size), weights=weights, num_replicas=replicas, rank=rank, seed=2)
+        sampler.begin_epoch(1)
+        shares.append(sampler.order())
+        assert torch.equal(sampler.loss_weights(shares[-1]), weights[shares[-1]])
+        assert len(list(DataLoader(range(size), 2, sampler=sampler))) == -(-len(sampler) // 2)
+    dealt = torch.stack(shares, dim=1).flatten().tolist()
+    whole = CoresetSampler(range(size), seed=2)
+    whole.begin_epoch(1)
+    order = whole.order().tolist()
+    assert dealt == [order[i % size] for i in range(size + repeated)]

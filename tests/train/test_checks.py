@@ -69,9 +69,12 @@ def test_the_trial_changes_nothing(tiny):
     assert all(told[0][key] == told[1][key] for key in told[0] if "seconds" not in key)
 
 
-def test_torchrun_is_refused_in_one_line(tiny, monkeypatch):
+def test_an_environment_that_is_not_that_of_torchrun_is_refused(tiny, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match=r"got WORLD_SIZE=2; .* DistributedDataParallel"):
+    with pytest.raises(InputError, match=r"WORLD_SIZE=2, but the processes cannot find each other .* start them with torchrun"):
+        train(tiny, say=quiet)
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(InputError, match="WORLD_SIZE=two; torchrun sets it"):
         train(tiny, say=quiet)
     assert not tiny.run_dir.exists()
 

@@ -52,15 +52,35 @@ class Request(NamedTuple):
     labels: Tensor | None = None
     scores: Tensor | None = None
 
-    def ranked(self, *, descending: bool) -> Tensor:
-        """All positions by utility; among equals the lowest position first.
+    def utilities(self, *, finite: bool = False, least: float | None = None) -> Tensor:
+        """`utility`, there and as the selector needs it.
 
         Raises:
-            InputError: there are no scores; a selector that ranks registers ``needs=("scores",)``.
+            InputError: there are no scores (a selector that uses them registers ``needs=("scores",)``), some are infinite although
+                `finite`, or below `least`.
         """
         if self.utility is None:
-            raise InputError("this selector ranks by score; pass a ScoreTable or one score per sample")
-        return self.utility.sort(descending=descending, stable=True).indices
+            raise InputError("this selector goes by score; pass a ScoreTable or one score per sample")
+        if finite and not bool(self.utility.isfinite().all()):
+            raise InputError(
+                "this selector needs finite scores; some are infinite; check the model, or use a selector that ranks, such as topk"
+            )
+        if least is not None and float(self.utility.min()) < least:
+            raise InputError(
+                f"this selector needs scores of at least {least:g}, of which large ones are best; got {float(self.utility.min()):g}; "
+                "use evs, loss, grand, ... (list_scores() shows the direction of each)"
+            )
+        return self.utility
+
+    def ranked(self, *, descending: bool) -> Tensor:
+        """All positions by utility; among equals the lowest position first. InputError where there are no scores."""
+        return self.utilities().sort(descending=descending, stable=True).indices
+
+    def given_features(self) -> Tensor:
+        """`features`; InputError where there are none (a selector that compares samples registers ``needs=("features",)``)."""
+        if self.features is None:
+            raise InputError("this selector compares samples; pass features= or a ScoreTable with features")
+        return self.features
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fastqat.train.report import curves, selection
+from fastqat.train.report import curves, labels, selection
 from fastqat.train.report.drawing import Drawing, save_png, style
 from fastqat.train.report.folder import Run
 
@@ -18,6 +18,7 @@ FIGURES: tuple[tuple[str, str, Callable[[Run], Drawing | None]], ...] = (
     ("classes", "Classes", selection.class_share),
     ("scores", "Scores", selection.histograms),
     ("drift", "Drift", selection.drift),
+    ("labels", "Suspicious labels", labels.suspicious_labels),
 )
 
 

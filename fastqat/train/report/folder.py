@@ -48,6 +48,7 @@ class Run:
     rows: list[dict[str, Any]] = field(default_factory=list)
     selections: list[SelectionRecord] = field(default_factory=list)
     pictures: dict[int, np.ndarray] = field(default_factory=dict)
+    label_issues: dict[str, np.ndarray] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -99,6 +100,7 @@ def read_run(path: str | Path) -> Run:
         rows=_guarded(path / "metrics.csv", _read_metrics, [], notes),
         selections=_read_selections(path / "selections", notes),
         pictures=_guarded(path / "pictures.npz", _read_pictures, {}, notes),
+        label_issues=_guarded(path / "label_issues.npz", _read_arrays, {}, notes),
         summary=_guarded(path / "summary.json", _read_json, {}, notes),
         notes=notes,
     )
@@ -178,3 +180,8 @@ def _read_selection(path: Path) -> SelectionRecord:
 def _read_pictures(path: Path) -> dict[int, np.ndarray]:
     with np.load(path) as archive:
         return dict(zip(archive["index"].tolist(), archive["x"], strict=True))
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as archive:
+        return dict(archive)

@@ -188,9 +188,9 @@ def pictures(run: Run) -> Drawing | None:
         for panel, index in zip(panels, [*indices, *[None] * (PICTURES - len(indices))], strict=True):
             panel.set_axis_off()
             if index is not None:
-                _show(panel, run.pictures[index])
+                show(panel, run.pictures[index])
                 worth = f" ({record.scores[score][index]:.2f})" if score else ""
-                label = _class_name(run, int(record.labels[index]))
+                label = class_name(run, int(record.labels[index]))
                 panel.set_title(label + worth, fontsize=8, fontweight="normal", loc="center", pad=3)
     return Drawing(figure, _pictures_caption(any(row[3] for row in rows)))
 
@@ -207,12 +207,14 @@ def _picture_rows(run: Run, record: SelectionRecord) -> list[tuple[str, list[int
     return rows
 
 
-def _class_name(run: Run, label: int) -> str:
+def class_name(run: Run, label: int) -> str:
+    """The name of a class, cut to ten letters; its number where it has none."""
     names = run.fact("class_names")
-    return str(names[label])[:10] if isinstance(names, list) and label < len(names) else str(label)
+    return str(names[label])[:10] if isinstance(names, list) and 0 <= label < len(names) else str(label)
 
 
-def _show(panel: Axes, picture: np.ndarray) -> None:
+def show(panel: Axes, picture: np.ndarray) -> None:
+    """Draw one picture, uint8 ``[H, W]`` or ``[H, W, C]``."""
     grey = picture.ndim == 2 or picture.shape[-1] == 1
     shown = picture.reshape(picture.shape[:2]) if grey else picture[..., :3]
     panel.imshow(shown, cmap="gray" if grey else None, vmin=0, vmax=255, interpolation="nearest")
