@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import gpu_norm_cases, gpu_step_cases
+from . import gpu_norm_cases, gpu_step_cases, score_cases
 from .case import Case, Contender, Goal, Results, Size, Work, needs_package
 from .fake_quant_work import (
     COPY,
@@ -183,4 +183,5 @@ CASES = (
     *ALL_CASES,
     *gpu_norm_cases.CASES,
     *gpu_step_cases.CASES,
+    *score_cases.GPU_CASES,
 )

@@ -22,6 +22,8 @@ JOBS = {"fake_quant_kernel": 0, "fake_quant_all_kernel": 8 + 8 + 8 * 96}
 X, GRAD_Y, OUT = 0, 8, 16
 # Kernels of the gradient norms begin with a job too: where its two tensors lie, those of grad_norm in an operand of 184 bytes each.
 NORMS = {"grad_norm": (0, 184), "affine_grad_norm": (0, 8)}
+# Kernels of rows of any type, whose matrices have 24 bytes each: where those lie that are read.
+ROWS = {"scores_kernel": (0, 24), "grand_last_kernel": (0, 24)}
 
 
 def reason() -> str | None:
@@ -94,10 +96,16 @@ def expected(name: str) -> Expected:
         {'0': 4, '0+16': 4}
         >>> expected("grad_norm::direct_kernel<__half, grad_norm::Tile<1, 32, 32, 4, 4, 16, 1> >").tensors
         {'0': 2, '0+184': 2}
+        >>> expected("logits::scores_kernel<logits::Way<512, 1, false, true> >").tensors
+        {'0': 4, '0+24': 4, '0+48': 4}
     """
     norm = re.match(r"(\w+)::(\w+)_kernel<(\w+)(?:, (\d+)>)?", name)
     if norm and norm[3] in SIZES:
         return _norm(norm[1], norm[2], SIZES[norm[3]], one_by_one=norm[4] == "1")
+    rows = re.match(r"\w+::(\w+)(<.*true>)?", name)  # the last template argument: soft targets are read too
+    if rows and rows[1] in ROWS:
+        offsets = (*ROWS[rows[1]], *([48] if rows[2] else []))
+        return Expected({_root(offset): 4 for offset in offsets}, branches=True, written=False)
     found = re.search(r"(Forward|Codes|Backward\w*)<(\w+), \w+, (true|false)", name)
     if not found:
         return Expected({})

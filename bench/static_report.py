@@ -14,22 +14,28 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
+from itertools import chain, product
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from . import static_cuda, static_launches, static_norms, static_triton
+from . import static_cuda, static_launches, static_norms, static_scores, static_triton
 from .static_row import Compiled
 
 ARCHS = (80, 90, 100)
 HEADINGS = ("kernel", "variant", "sm", "registers", "spills", "shared", "load bits", "store bits", "bytes/element", "ideal", "")
 
 
+CATALOGUE = (
+    *(static_launches.one_tensor, static_launches.many_tensors, static_norms.gradient_norms),
+    *(static_scores.logit_scores, static_scores.grand_last, static_scores.affine_layers),
+)
+
+
 def triton_kernels(archs: Sequence[int], pattern: str) -> Iterator[Compiled]:
     """Every launch of the Triton backend whose name contains `pattern`, compiled for each architecture."""
-    for variant in (*static_launches.one_tensor(), *static_launches.many_tensors(), *static_norms.gradient_norms()):
+    for variant in chain.from_iterable(each() for each in CATALOGUE):
         if pattern in f"{variant.kernel.__name__} {variant.name}":
             for arch in archs:
                 yield static_triton.compiled(variant, arch)

@@ -41,6 +41,7 @@ class Variant:
         bits: width of an access to them where the tile lies whole inside.
         ideal: bytes per element; None: each of `tensors` once.
         written: False: all `tensors` are read, and only loads are judged.
+        branches: single elements are read as well, such as the logit of the target: only the widest accesses count.
     """
 
     kernel: Any
@@ -53,6 +54,7 @@ class Variant:
     bits: int = 128
     ideal: int | None = None
     written: bool = True
+    branches: bool = False
 
     def root(self, name: str) -> str:
         """Where PTX says that the addresses of the tensor `name` come from."""
@@ -88,7 +90,7 @@ def compiled(variant: Variant, arch: int) -> Compiled:
     log = assemble(binary.asm["ptx"], arch, fuse=binary.metadata.enable_fp_fusion)
     used = ptx.resources(log)[kernel.name]
     tensors = {variant.root(name): size for name, size in variant.tensors.items()}
-    expected = Expected(tensors, variant.bits, variant.ideal, written=variant.written)
+    expected = Expected(tensors, variant.bits, variant.ideal, branches=variant.branches, written=variant.written)
     resources = ptx.Resources(used.registers, used.spills, used.stack, shared=binary.metadata.shared)
     return Compiled(variant.kernel.__name__, variant.name, arch, kernel, resources, expected)
 

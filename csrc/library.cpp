@@ -41,10 +41,12 @@ STABLE_TORCH_LIBRARY(fastqat_native, m) {
   m.def(
       "affine_grad_sq_norm(Tensor x, Tensor grad_y, Tensor? mean, Tensor? var, Tensor(a!) sq_norm, int statistics, int groups, "
       "float eps, bool channels_inner, bool weight, bool bias) -> ()");
+  // Rows with neighbouring elements, any row stride; targets: class indices [N] or probabilities [N, C]. A row whose target is none gets
+  // NaN.
   m.def(
       "logit_scores(Tensor logits, Tensor? targets, Tensor? teacher, Tensor(a!)? loss, Tensor(b!)? evs, Tensor(c!)? correct, "
-      "Tensor(d!) entropy, Tensor(e!) confidence, Tensor(f!) margin, Tensor(g!)? ds, Tensor(h!)? res, Tensor(i!)? kd, "
-      "Tensor(j!) first_bad_target) -> ()");
+      "Tensor(d!) entropy, Tensor(e!) confidence, Tensor(f!) margin, Tensor(g!)? ds, Tensor(h!)? res, Tensor(i!)? kd) "
+      "-> ()");
 }
 
 namespace {

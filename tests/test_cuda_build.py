@@ -38,6 +38,8 @@ SOURCES = {
     "fake_quant": Source(97, r"(f|__half|__nv_bfloat16)Lb[01]ELb1E", r"(Forward|Backward).*(f|__half|__nv_bfloat16)Lb[01]ELb1E"),
     "grad_norm": Source(22, "direct|gram|rows"),  # 3 dtypes × (4 direct tiles, 2 of Gram, rows), and the sums
     "affine_grad_norm": Source(13, "standard|rows|columns.*Li[48]E"),  # 3 dtypes × (statistics, rows, 2 of columns), and the sums
+    "logit_scores": Source(4, "scores_kernel"),  # rows that are held or read again × soft targets or not; of all dtypes
+    "grand_last": Source(1, "grand_last_kernel"),
 }
 
 

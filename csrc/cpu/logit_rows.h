@@ -47,7 +47,8 @@ template <int kSums>
 struct LaneSums {
   double lanes[kSums][kLanes] = {};
 
-  FASTQAT_INLINE void add(const float (&block)[kSums][kLanes]) {
+  template <class T>
+  FASTQAT_INLINE void add(const T (&block)[kSums][kLanes]) {
     for (int s = 0; s < kSums; ++s)
       for (int l = 0; l < kLanes; ++l) lanes[s][l] += block[s][l];
   }
@@ -180,22 +181,6 @@ FASTQAT_INLINE TeacherSums add_exponents(const LogitRow& row, const LogitRow& st
   return {count_ties(row, groups) + rest, sums.total(1)};
 }
 
-// p and t: probabilities of student and teacher, u = log(p / t).
-struct Agreement {
-  double difference;     // sum of p - t: 0 but for the error of the normalisers
-  double difference_sq;  // sum of (p - t)^2
-  double against_p;      // sum of (p - t) p
-  double divergence;     // sum of p u - p + t, each term >= 0
-  // sum of (p - t)^2 once p is corrected for the error of the normalisers, to first order: p -> p (1 - error)
-  double corrected_sq(double p_sq) const {
-    const double error = difference / (1 + difference);
-    return difference_sq - 2 * error * against_p + error * error * p_sq;
-  }
-};
-
-// Without cancellation near agreement: u comes from the logits themselves, x = u / 2, and with tau = tanh(x) = x + x^3 Q
-//   p - t = (p + t) tau,   p u - p + t = (p + t) x (tau - x^2 Q)
-// Far from agreement (|u| > 1) the plain forms are accurate.
 FASTQAT_INLINE Agreement add_agreement(const LogitRow& student, const LogitRow& teacher, float to_p, float to_t, double shift,
                                        int64_t groups) {
   const float* __restrict z = student.logits;
@@ -210,17 +195,12 @@ FASTQAT_INLINE Agreement add_agreement(const LogitRow& student, const LogitRow& 
     for (int64_t g = block; g < end; ++g)
       for (int l = 0; l < kLanes; ++l) {
         const int64_t i = g * kLanes + l;
-        const float p = e[i] * to_p, t = et[i] * to_t, both = p + t;
-        const ExactDifference gap = exact_difference(z[i], zt[i]);
-        const float x = ((gap.high - shift_high) + (gap.low - shift_low)) * 0.5f;
-        const float x2 = x * x, tail = x2 * tanh_tail(x2), tau = x + x * tail;
-        const bool near = x2 <= 0.25f;
-        const float difference = near ? both * tau : p - t;
-        const float far_divergence = keep_if(p > 0.0f, p * (x + x)) - difference;
-        part[0][l] += difference;
-        part[1][l] += difference * difference;
-        part[2][l] += difference * p;
-        part[3][l] += near ? both * x * (tau - tail) : far_divergence;
+        const float p = e[i] * to_p;
+        const ClassAgreement at = compare_class(z[i], zt[i], p, et[i] * to_t, shift_high, shift_low);
+        part[0][l] += at.difference;
+        part[1][l] += at.difference * at.difference;
+        part[2][l] += at.difference * p;
+        part[3][l] += at.divergence;
       }
     sums.add(part);
   }

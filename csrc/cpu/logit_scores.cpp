@@ -2,38 +2,42 @@
 // See logit_rows.h for the sums over a row; here they become scores, in fp64.
 #include <torch/csrc/stable/library.h>
 
-#include <atomic>
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "levels.h"
 #include "logit_rows.h"
+#include "logit_soft.h"
 
 namespace fastqat {
 namespace {
 
 struct Job {
-  LogitMatrix logits, teacher;
-  const int64_t* targets;
+  LogitMatrix logits, teacher, soft_targets;
+  const int64_t* targets;  // null where there are none, or soft ones
   float *loss, *evs, *entropy, *confidence, *margin, *ds, *res, *kd;
   bool* correct;
-  std::atomic<int64_t>* first_bad_target;
   int64_t classes;
 };
 
-// Four padded rows on 64-byte boundaries, one set per call of a worker.
+// Padded rows on 64-byte boundaries, one set per call of a worker: logits and exponents of student and teacher, soft targets.
 struct Scratch {
-  explicit Scratch(int64_t classes) : groups(ceil_div(classes, kLanes)), memory(static_cast<size_t>((4 * groups + 1) * kLanes)) {
+  explicit Scratch(const Job& job)
+      : groups(ceil_div(job.classes, kLanes)),
+        memory(static_cast<size_t>((5 * groups + 1) * kLanes)),
+        wide_exps(job.soft_targets.data ? static_cast<size_t>(groups * kLanes) : 0) {
     const auto address = reinterpret_cast<uintptr_t>(memory.data());
     float* const base = memory.data() + (64 - address % 64) % 64 / sizeof(float);
     const int64_t padded = groups * kLanes;
     student = {base, base + padded, 0, 0};
     teacher = {base + 2 * padded, base + 3 * padded, 0, 0};
+    target = {base + 4 * padded, nullptr, 0, 0};
   }
   int64_t groups;
   std::vector<float> memory;
-  LogitRow student, teacher;
+  std::vector<double> wide_exps;
+  LogitRow student, teacher, target;
 };
 
 // Whether the target is the prediction: the first of the classes that share the top.
@@ -44,22 +48,16 @@ bool is_first_top(const LogitRow& row, double ties, int64_t target) {
   return first == target;
 }
 
-void note_bad_target(const Job& job, int64_t i) {
-  int64_t first = job.first_bad_target->load();
-  while (i < first && !job.first_bad_target->compare_exchange_weak(first, i)) {
-  }
+void no_target(const Job& job, int64_t i) {
+  job.loss[i] = job.evs[i] = std::numeric_limits<float>::quiet_NaN();
+  job.correct[i] = false;
 }
 
 // Error vector: (sum of p_j)^2 + sum of p_j^2 over j != target. Where the target is not on top, one of the others is, with e = 1, so
 // that taking e of the target out of the sums cancels nothing.
 void finish_target(const Job& job, const LogitRow& row, const StudentSums& sums, int64_t i) {
   const int64_t target = job.targets[i];
-  if (target < 0 || target >= job.classes) {
-    note_bad_target(job, i);
-    job.loss[i] = job.evs[i] = std::numeric_limits<float>::quiet_NaN();
-    job.correct[i] = false;
-    return;
-  }
+  if (target < 0 || target >= job.classes) return no_target(job, i);
   const double d = static_cast<double>(row.logits[target]) - row.top, e = std::exp(d);
   const bool on_top = d == 0;
   const double others = sums.rest + (on_top ? sums.ties - 1 : sums.ties - e);
@@ -67,6 +65,19 @@ void finish_target(const Job& job, const LogitRow& row, const StudentSums& sums,
   job.loss[i] = static_cast<float>(sums.log_total - d);
   job.evs[i] = static_cast<float>(std::sqrt(others * others + others_sq) / sums.total);
   job.correct[i] = sums.total == sums.total && is_first_top(row, sums.ties, target);
+}
+
+FASTQAT_INLINE void score_soft_target(const Job& job, Scratch& scratch, const StudentSums& student, int64_t i) {
+  LogitRow& target = scratch.target;
+  load_row(job.soft_targets, i, job.classes, target);
+  for (int64_t j = job.classes; j < scratch.groups * kLanes; ++j) target.logits[j] = 0;
+  const SoftSums sums = add_soft_target(scratch.student, target, scratch.wide_exps.data(), scratch.groups);
+  if (sums.weight != sums.weight) return no_target(job, i);
+  job.loss[i] = static_cast<float>(student.log_total * sums.weight - sums.weighted);
+  job.evs[i] = static_cast<float>(std::sqrt(sums.distance_sq));
+  int64_t first = 0;
+  while (target.logits[first] != target.top) ++first;
+  job.correct[i] = student.total == student.total && is_first_top(scratch.student, student.ties, first);
 }
 
 void finish_student(const Job& job, const LogitRow& row, const StudentSums& sums, int64_t i) {
@@ -101,7 +112,7 @@ FASTQAT_INLINE void compare_rows(const Job& job, const LogitRow& student, const 
 }
 
 FASTQAT_INLINE void score_rows(const Job& job, int64_t begin, int64_t end) {
-  Scratch scratch(job.classes);
+  Scratch scratch(job);
   LogitRow &student = scratch.student, &teacher = scratch.teacher;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t next = i + 1 < end ? i + 1 : i;
@@ -109,6 +120,7 @@ FASTQAT_INLINE void score_rows(const Job& job, int64_t begin, int64_t end) {
     const StudentSums sums = add_exponents(student, job.logits.row(next), job.logits.group_bytes(), scratch.groups);
     finish_student(job, student, sums, i);
     if (job.targets) finish_target(job, student, sums, i);
+    if (job.soft_targets.data) score_soft_target(job, scratch, sums, i);
     if (!job.teacher.data) continue;
     load_row(job.teacher, i, job.classes, teacher);
     const char* const next_row = job.teacher.row(next);
@@ -124,14 +136,18 @@ T* data_or_null(const std::optional<Tensor>& t) {
   return t ? data<T>(*t) : nullptr;
 }
 
-// Rows with contiguous classes, any row stride. first_bad_target holds the number of rows, or gets the first row whose target is none.
+// Rows with contiguous classes, any row stride. targets: class indices [N], or probabilities [N, C].
 void logit_scores_cpu(Tensor logits, std::optional<Tensor> targets, std::optional<Tensor> teacher, std::optional<Tensor> loss,
                       std::optional<Tensor> evs, std::optional<Tensor> correct, Tensor entropy, Tensor confidence, Tensor margin,
-                      std::optional<Tensor> ds, std::optional<Tensor> res, std::optional<Tensor> kd, Tensor first_bad_target) {
+                      std::optional<Tensor> ds, std::optional<Tensor> res, std::optional<Tensor> kd) {
   Job job{};
   job.logits = as_matrix(logits);
   if (teacher) job.teacher = as_matrix(*teacher);
-  job.targets = data_or_null<const int64_t>(targets);
+  const bool soft = targets && targets->scalar_type() != ScalarType::Long;
+  if (soft)
+    job.soft_targets = as_matrix(*targets);
+  else
+    job.targets = data_or_null<const int64_t>(targets);
   job.loss = data_or_null<float>(loss);
   job.evs = data_or_null<float>(evs);
   job.correct = data_or_null<bool>(correct);
@@ -142,12 +158,9 @@ void logit_scores_cpu(Tensor logits, std::optional<Tensor> targets, std::optiona
   job.res = data_or_null<float>(res);
   job.kd = data_or_null<float>(kd);
   job.classes = logits.size(1);
-  std::atomic<int64_t> first_bad{logits.size(0)};
-  job.first_bad_target = &first_bad;
   const auto loops = FASTQAT_AT_LEVEL(score_rows);
   const int64_t grain = ceil_div(kChunk, job.classes);
   torch::stable::parallel_for(0, logits.size(0), grain, [&](int64_t begin, int64_t end) { loops(job, begin, end); });
-  *data<int64_t>(first_bad_target) = first_bad.load();
 }
 
 }  // namespace

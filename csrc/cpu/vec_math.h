@@ -2,6 +2,7 @@
 // width, and every width gives the same bits. Coefficients: minimax fits (Remez) of this project, error of each fit in its comment.
 #pragma once
 
+#include "../logit_element.h"
 #include "storage.h"
 
 // Before a loop over lanes that writes memory: its iterations do not touch each other's data, so no check for overlap is needed.
@@ -12,9 +13,6 @@
 #endif
 
 namespace fastqat {
-
-// value, or 0. By bits: conditionals on floats that depend on each other become branches, and the loop stays scalar.
-FASTQAT_INLINE float keep_if(bool condition, float value) { return from_bits(to_bits(value) & (condition ? ~0u : 0u)); }
 
 // exp(x) for x <= 0: error at most 1.2 ulp, exactly 1 at 0, 0 below -87.3 (where fp32 would become denormal), NaN for NaN.
 // x = n ln 2 + r, |r| <= ln 2 / 2; exp(r) = 1 + r + r^2 P(r), fit 3.3e-9. Adding 1.5 * 2^23 leaves n in the low bits of the sum.
@@ -28,25 +26,6 @@ FASTQAT_INLINE float exp_nonpositive(float x) {
   const float value = (((0x1.6a1a76p-10f * r2 + high) * r2 + low) * r2 + r) + 1.0f;
   const float power = from_bits((to_bits(shifted) << 23) + 0x3f800000u);
   return keep_if(!(x < -87.3f), value * power);
-}
-
-// Q with tanh(x) = x + x^3 Q(x^2), for x2 = x^2 <= 1/4; error of the fit 1.4e-8 of tanh(x).
-FASTQAT_INLINE float tanh_tail(float x2) {
-  const float low = 0.1332598796f * x2 - 0.3333314852f;
-  const float high = 0.01725649364f * x2 - 0.05305284368f;
-  return high * (x2 * x2) + low;
-}
-
-// a - b = high + low without error. Where high is not finite, low is 0.
-struct ExactDifference {
-  float high, low;
-};
-
-FASTQAT_INLINE ExactDifference exact_difference(float a, float b) {
-  const float high = a - b;
-  const float minus_b = high - a;
-  const float low = (a - (high - minus_b)) - (b + minus_b);
-  return {high, low == low ? low : 0.0f};
 }
 
 }  // namespace fastqat

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <climits>
 
 #include "divider.h"
 #include "launch.h"
@@ -21,13 +20,6 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t term = threadIdx.x % 32; term < terms && row < rows; term += 32) total += partials[row * terms + term];
   total = sum_lanes<kThreads>(total, 32);
   if (threadIdx.x % 32 == 0 && row < rows) out[row] = total < least ? least : static_cast<float>(total);
-}
-
-// As many launches as the blocks need; each kernel is told its first block.
-template <class... Parameters, class... Arguments>
-void launch_blocks(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream, const Arguments&... arguments) {
-  for (int64_t first = 0; first < blocks; first += INT_MAX)
-    launch(kernel, std::min<int64_t>(blocks - first, INT_MAX), threads, stream, arguments..., first);
 }
 
 // out [rows] from partials [rows, ...], `count` in all.

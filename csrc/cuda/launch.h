@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
+#include <climits>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -18,6 +20,13 @@ void launch(void (*kernel)(Arguments...), int64_t blocks, int threads, cudaStrea
   const cudaError_t status = cudaLaunchKernelEx(&config, kernel, arguments...);
   if (status != cudaSuccess)
     throw std::runtime_error(std::string("fastqat: a CUDA kernel was not launched: ") + cudaGetErrorString(status));
+}
+
+// As many launches as the blocks need; each kernel is told its first block.
+template <class... Parameters, class... Arguments>
+void launch_blocks(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream, const Arguments&... arguments) {
+  for (int64_t first = 0; first < blocks; first += INT_MAX)
+    launch(kernel, std::min<int64_t>(blocks - first, INT_MAX), threads, stream, arguments..., first);
 }
 
 }  // namespace fastqat

@@ -27,6 +27,11 @@ def dense(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.preserve_format)
 
 
+def rows(x: Tensor) -> Tensor:
+    """The matrix `x` itself where the elements of a row are neighbours, else a copy."""
+    return x if x.stride(1) == 1 or x.shape[1] <= 1 else x.contiguous()
+
+
 def like(x: Tensor, other: Tensor) -> Tensor:
     """`other` with the strides of the dense tensor `x`: itself when they agree, else one copy."""
     if other.stride() == x.stride():

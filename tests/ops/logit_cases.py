@@ -1,12 +1,17 @@
-"""Logits that are hard to score, and their scores in numpy's longest float."""
+"""Logits that are hard to score, their scores in numpy's longest float, and how scores are compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fastqat import LogitScores, logit_scores
+from fastqat.testing import assert_same_bits
+
+RTOL, ATOL = 1e-5, 1e-12  # the contract; one rounding to fp32 is 6e-8 of it
 
 # Student and teacher logits [n, c], by what is hard about them.
 CASES: dict[str, Callable[[int, int], tuple[Tensor, Tensor]]] = {
@@ -42,6 +47,23 @@ def some_targets(logits: Tensor) -> Tensor:
     return targets
 
 
+# Soft targets [n, c] for logits [n, c], by what is hard about them.
+SOFT: dict[str, Callable[[Tensor], Tensor]] = {
+    "smoothed": lambda z: one_hot(z) * 0.9 + 0.1 / z.shape[1],
+    "mixed": lambda z: 0.7 * one_hot(z) + 0.3 * one_hot(z.flip(0)),
+    "one_hot": lambda z: one_hot(z),
+    "learned": lambda z: z.double().softmax(1).float(),
+    "certain": lambda z: torch.nn.functional.one_hot(z.argmax(1), z.shape[1]).float(),
+    "not_normalised": lambda z: torch.rand(z.shape) * 3,
+    "nothing": torch.zeros_like,
+}
+
+
+def one_hot(logits: Tensor) -> Tensor:
+    """`some_targets` as rows of zeros and a one."""
+    return torch.nn.functional.one_hot(some_targets(logits), logits.shape[1]).float()
+
+
 class Oracle:
     """The formulas in numpy's longest float, on the exact values of the logits."""
 
@@ -71,3 +93,31 @@ class Oracle:
             "res": (self.p * log_ratio - self.p + teacher.p).sum(1),
             "kd": self.log_total - (teacher.p * self.shifted).sum(1),
         }
+
+    def soft_scores(self, targets: Tensor) -> dict[str, np.ndarray]:
+        """loss and evs against probabilities."""
+        y = targets.double().numpy().astype(np.longdouble)
+        log_p = self.shifted - self.log_total[:, None]
+        return {"loss": -np.where(y == 0, 0, y * log_p).sum(1), "evs": np.sqrt(((self.p - y) ** 2).sum(1))}
+
+
+def assert_within_contract(name: str, values: Tensor, want: np.ndarray) -> None:
+    assert values.dtype == torch.float32
+    excess = np.abs(values.numpy() - want) - (RTOL * np.abs(want) + ATOL)
+    worst = int(excess.argmax())
+    assert excess[worst] <= 0, f"{name}[{worst}] is {values[worst]}, not {want[worst]}"
+
+
+def scored(device: str, logits: Tensor, targets: Tensor | None = None, teacher: Tensor | None = None) -> LogitScores:
+    """`logit_scores` computed on `device`, its results on the CPU."""
+    scores = logit_scores(*(None if t is None else t.to(device) for t in (logits, targets, teacher)))
+    return LogitScores(*(None if values is None else values.cpu() for values in scores))
+
+
+def all_fields(scores: LogitScores) -> Iterator[tuple[str, Tensor]]:
+    return ((name, values) for name, values in scores._asdict().items() if values is not None)
+
+
+def assert_same_scores(got: LogitScores, want: LogitScores) -> None:
+    for (name, a), (_, b) in zip(all_fields(got), all_fields(want), strict=True):
+        assert_same_bits(a, b, name)

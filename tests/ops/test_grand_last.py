@@ -186,12 +186,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 import triton
 from fastqat.ops.grand_last.kernels import grand_last_kernel
-types = {"logits_ptr": "*fp32", "targets_ptr": "*i64", "features_ptr": "*bf16", "norm_ptr": "*fp32", "samples": "i32", "classes": "i32",
-         "width": "i32", "logits_stride": "i32", "features_stride": "i32"}
+types = {"logits_ptr": "*fp32", "targets_ptr": "*i64", "features_ptr": "*bf16", "norm_ptr": "*fp32", "samples": "i32", "class_units": "i32",
+         "width_units": "i32", "logits_stride": "i32", "features_stride": "i32"}
 names = [p.name for p in grand_last_kernel.params]
 for arch, (rows, classes, width, bias) in itertools.product((80, 90, 100), [(4, 16, 512, True), (1, 1024, 2048, False)]):
-    constants = {"BIAS": bias, "ROWS": rows, "CLASSES": classes, "WIDTH": width}
-    aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in types if n not in ("samples", "classes", "logits_stride")}
+    constants = {"UNIT": 8, "BIAS": bias, "ROWS": rows, "CLASSES": classes, "WIDTH": width}
+    aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in types if n.endswith("_ptr")}
     signature = types | dict.fromkeys(constants, "constexpr")
     ptx = triton.compile(ASTSource(grand_last_kernel, signature=signature, constexprs=constants, attrs=aligned),
                          target=GPUTarget("cuda", arch, 32)).asm["ptx"]

@@ -31,6 +31,7 @@ ORACLES = {
     "ds": lambda p, y, t: distance(p, t),
     "acs": lambda p, y, t: 0.5 * distance(p, onehot(y, len(p))) + 0.5 * distance(p, t),
     "res": lambda p, y, t: sum(a * math.log(a / b) for a, b in zip(p, t, strict=True)),
+    "quarc": lambda p, y, t: 0.5 * distance(p, onehot(y, len(p))) + 0.5 * distance(p, t) + ORACLES["res"](p, y, t),
     "entropy": lambda p, y, t: -sum(a * math.log(a) for a in p),
     "confidence": lambda p, y, t: max(p),
     "margin": lambda p, y, t: sorted(p)[-1] - sorted(p)[-2],
@@ -68,13 +69,17 @@ def test_a_score_without_what_it_needs_says_so():
             get_score(name)(logit_scores(torch.zeros(2, 3)))
 
 
+NEEDS = {"targets", "teacher", "features", "gradients", "inputs", "embeddings", "probabilities", "dynamics"}
+SMALLEST = {"confidence", "margin", "aum", "label_confidence", "deepfool", "moderate"}
+
+
 def test_every_score_says_what_it_is():
     for name, score in list_scores().items():
         assert score.direction in ("largest", "smallest"), name
-        assert set(score.needs) <= {"targets", "teacher", "features", "gradients"}, name
+        assert set(score.needs) <= NEEDS, name
         assert score.formula and score.source, name
     assert list_scores()["el2n"] is not None and list_scores()["el2n"].name == "evs"
-    assert {name for name, score in list_scores().items() if score.direction == "smallest"} == {"confidence", "margin"}
+    assert {name for name, score in list_scores().items() if score.direction == "smallest"} == SMALLEST
 
 
 def test_blend_leaves_out_a_term_of_weight_zero():

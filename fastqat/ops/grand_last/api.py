@@ -42,7 +42,7 @@ def grand_last(logits: Tensor, targets: Tensor, features: Tensor, *, bias: bool 
         tensor([1.])
     """
     check_tensors(features=features, targets=targets)
-    check_inputs(logits, targets, None)
+    check_inputs(logits, targets, None, soft=False)
     if features.dim() != 2 or features.shape[0] != logits.shape[0]:
         raise InputError(f"features has shape {list(features.shape)}; accepted: [{logits.shape[0]}, width], one row per row of logits")
     if features.dtype not in DTYPES:

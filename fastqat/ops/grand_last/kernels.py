@@ -11,9 +11,9 @@ from ..._triton import jit, tl
 
 @jit
 def load_part(ptr, row, stride, exists, start, length, other, COLUMNS: tl.constexpr):
-    """``[ROWS, COLUMNS]`` elements of the rows from `start`, as fp32, `other` beyond their end, and the number of each column."""
+    """``[ROWS, COLUMNS]`` elements from `start` of rows at ``row * stride``, as fp32, `other` beyond their end; and the columns."""
     column = start + tl.arange(0, COLUMNS)[None, :]
-    values = tl.load(ptr + row.to(tl.int64) * stride + column, exists & (column < length), other=other)
+    values = tl.load(ptr + row * stride + column, exists & (column < length), other=other)
     return values.to(tl.float32), column
 
 
@@ -60,18 +60,20 @@ def grand_last_kernel(
     features_ptr,  # [samples, width], rows features_stride apart
     norm_ptr,  # [samples] fp32
     samples,
-    classes,
-    width,
+    class_units,
+    width_units,
     logits_stride,
     features_stride,
+    UNIT: tl.constexpr,
     BIAS: tl.constexpr,
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """One program owns ROWS samples; NaN where the target is no class."""
+    """One program owns ROWS samples; NaN where the target is no class. Lengths and strides count UNIT elements."""
+    classes, width = class_units * UNIT, width_units * UNIT
     index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    row, exists = index[:, None], index[:, None] < samples
+    row, exists = index[:, None].to(tl.int64) * UNIT, index[:, None] < samples  # times a stride: where the row begins
     target = tl.load(targets_ptr + index, index < samples, other=0)
     squares = sum_of_squares(features_ptr, row, features_stride, exists, width, ROWS, WIDTH)
     top = top_of(logits_ptr, row, logits_stride, exists, classes, ROWS, CLASSES)

@@ -6,15 +6,12 @@ from torch import Tensor
 
 from ... import _backend
 from .._launch import on_device
+from .._layout import rows
+from ..logit_scores.launch import unit
 from . import reference
 
 ELEMENTS = 2048  # of the tile that a program of four warps reads at a time: four 128-bit accesses per thread in fp32
 MOST_ROWS = 8
-
-
-def rows(x: Tensor) -> Tensor:
-    """`x` itself where the elements of a row are neighbours, else a copy."""
-    return x if x.stride(1) == 1 or x.shape[1] <= 1 else x.contiguous()
 
 
 def tile(length: int) -> tuple[int, int]:
@@ -39,6 +36,7 @@ class Triton:
         logits, features = rows(logits), rows(features)
         samples, classes, width = *logits.shape, features.shape[1]
         height, columns = tile(max(classes, width))
+        step = unit([logits, features])
         with on_device(logits.device):
             grand_last_kernel[(-(-samples // height),)](
                 logits,
@@ -46,10 +44,11 @@ class Triton:
                 features,
                 norm,
                 samples,
-                classes,
-                width,
-                logits.stride(0),
-                features.stride(0),
+                classes // step,
+                width // step,
+                logits.stride(0) // step,
+                features.stride(0) // step,
+                UNIT=step,
                 BIAS=bias,
                 ROWS=height,
                 CLASSES=min(columns, tile(classes)[1]),

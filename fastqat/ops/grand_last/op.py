@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from ... import _backend
+from .._layout import rows
 from .._library import define_op, define_vmap
 from . import reference
-from .launch import Triton, rows
+from .launch import Triton
 
 OP = "grand_last"
 
 
 class Native:
-    """The C++ kernel behind ``fastqat._C``, for CPU tensors."""
+    """The C++ kernel behind ``fastqat._C``, for CPU tensors, and that behind ``fastqat._C_cuda``, for CUDA tensors."""
 
     refuses = staticmethod(_backend.refuses_float64)
 
@@ -30,6 +31,7 @@ class Native:
 _backend.register(OP, "reference", reference)
 _backend.register(OP, "cpu", Native)
 _backend.register(OP, "triton", Triton)
+_backend.register(OP, "cuda", Native)
 
 
 def _forward(logits: Tensor, targets: Tensor, features: Tensor, bias: bool) -> Tensor:

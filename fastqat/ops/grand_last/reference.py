@@ -19,11 +19,9 @@ def allocate(logits: Tensor, features: Tensor) -> Tensor:
 
 def forward(logits: Tensor, targets: Tensor, features: Tensor, bias: bool) -> Tensor:
     """‖p − y‖ · √(bias + ‖h‖²); NaN where the target is no class."""
-    exists = (targets >= 0) & (targets < logits.shape[1])
-    scores, _ = logit_scores(logits.double(), targets.where(exists, 0), None)
+    scores = logit_scores(logits.double(), targets, None)
     sq_norm = features.double().square().sum(1) + float(bias)
-    norm = scores[_EVS] * sq_norm.sqrt()
-    return norm.where(exists, torch.nan).to(allocate(logits, features).dtype)
+    return (scores[_EVS] * sq_norm.sqrt()).to(allocate(logits, features).dtype)
 
 
 def eager_grand_last(logits: Tensor, targets: Tensor, features: Tensor, bias: bool = True) -> Tensor:

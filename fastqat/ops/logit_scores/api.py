@@ -36,14 +36,24 @@ def _check_logits(name: str, logits: Tensor) -> None:
         raise InputError(f"{name} is {logits.dtype}; accepted: float32, bfloat16, float16, float64: use {name}.float()")
 
 
-def check_inputs(logits: Tensor, targets: Tensor | None, teacher_logits: Tensor | None) -> None:
+def _accepted_targets(logits: Tensor, soft: bool) -> str:
+    samples, classes = logits.shape  # read for a message only: torch.compile would take them as constants
+    return f"int64 class indices [{samples}]" + (f" or floating class probabilities [{samples}, {classes}]" if soft else "")
+
+
+def _check_targets(targets: Tensor, logits: Tensor, soft: bool) -> None:
+    if targets.dtype != torch.int64 and not (soft and targets.dtype in DTYPES):
+        raise InputError(f"targets is {targets.dtype}; accepted: {_accepted_targets(logits, soft)}: use targets.long()")
+    if targets.shape != (logits.shape if targets.is_floating_point() else logits.shape[:1]):
+        raise InputError(f"targets is {targets.dtype} {list(targets.shape)}; accepted: {_accepted_targets(logits, soft)}")
+
+
+def check_inputs(logits: Tensor, targets: Tensor | None, teacher_logits: Tensor | None, *, soft: bool = True) -> None:
+    """Raise InputError for tensors that do not fit together; `soft`: whether targets may be probabilities."""
     check_tensors(logits=logits, **{name: t for name, t in (("targets", targets), ("teacher_logits", teacher_logits)) if t is not None})
     _check_logits("logits", logits)
     if targets is not None:
-        if targets.dtype != torch.int64:
-            raise InputError(f"targets is {targets.dtype}; accepted: int64 class indices: use targets.long()")
-        if targets.shape != logits.shape[:1]:
-            raise InputError(f"targets has shape {list(targets.shape)}; accepted: [{logits.shape[0]}], one class index per row of logits")
+        _check_targets(targets, logits, soft)
     if teacher_logits is not None:
         _check_logits("teacher_logits", teacher_logits)
         if teacher_logits.shape != logits.shape:
@@ -77,22 +87,27 @@ def logit_scores(logits: Tensor, targets: Tensor | None = None, teacher_logits: 
 
     Nothing is averaged: one value per sample, natural logarithms. The scores are detached; no gradient flows through them.
 
+    Soft targets, probabilities y of the classes (mixed or smoothed labels, votes of annotators), may stand in place of the class:
+    loss = −Σ y log p, evs = ‖p − y‖₂, correct where argmax p = argmax y (the first of equal maxima each), with 0 · log 0 = 0. The
+    formulas are taken as written, so that a row of y need not sum to 1.
+
     Error at most 1e-5 of the value + 1e-12, for logits up to ±1e4 and up to 100 000 classes, near agreement with the teacher and near
     certainty too: evs is √((Σ_{j≠y} p_j)² + Σ_{j≠y} p_j²), never built from 1 − p_y. On the CPU the bits depend neither on the number
     of threads nor on the instruction set. Classes may be masked with −inf. A row that holds NaN or +inf, or nothing but −inf,
-    gets NaN scores and ``correct = False``; nothing is raised.
+    gets NaN scores and ``correct = False``; nothing is raised. So do loss, evs and correct of a row whose soft target holds a number that
+    is negative, infinite or NaN and, on another device than the CPU, of a row whose target is no class: raising would wait for the device.
 
     Args:
         logits: ``[N, C]``, C ≥ 1; float32, bfloat16, float16 (float64 on the reference backend). Rows at any stride are read in place;
             classes that are not contiguous cost one copy.
-        targets: ``[N]`` int64 in ``[0, C)``. On another device than the CPU checking them waits for the device.
-        teacher_logits: like `logits`, of any of these dtypes.
+        targets: ``[N]`` int64 in ``[0, C)``, or ``[N, C]`` of any of the dtypes of `logits`.
+        teacher_logits: ``[N, C]``, of any of these dtypes.
 
     Returns:
-        LogitScores: named tuple of ``[N]`` tensors, float32 (float64 for float64 logits), None where the input was not given.
+        LogitScores: named tuple of ``[N]`` tensors, float32 (float64 where an input is float64), None where the input was not given.
 
     Raises:
-        InputError: no tensor, shape, dtype or device not as above, or a target outside ``[0, C)`` (names the first such row).
+        InputError: no tensor, shape, dtype or device not as above, or, on the CPU, a target outside ``[0, C)`` (names the first such row).
 
     Source: evs, ds: Huang et al., ACS, TMLR 2024 (arXiv 2306.07215); evs also Paul et al. 2021 (EL2N); res: Tong et al.,
     QuaRC, 2025 (arXiv 2507.17768).
@@ -103,6 +118,8 @@ def logit_scores(logits: Tensor, targets: Tensor | None = None, teacher_logits: 
         >>> scores = fq.logit_scores(logits, torch.tensor([0, 1]), teacher_logits=torch.zeros(2, 2))
         >>> scores.evs, scores.ds
         (tensor([0.1686, 0.7071]), tensor([0.5385, 0.0000]))
+        >>> fq.logit_scores(logits, torch.tensor([[0.9, 0.1], [0.5, 0.5]])).evs
+        tensor([0.0272, 0.0000])
         >>> fq.logit_scores(logits).loss is None
         True
     """

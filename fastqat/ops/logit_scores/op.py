@@ -9,48 +9,55 @@ from torch import Tensor
 
 from ... import _backend
 from ..._errors import InputError
+from .._layout import rows
 from .._library import define_op, define_vmap
 from . import reference
+from .launch import Triton
 
 OP = "logit_scores"
 
 
 class Native:
-    """The C++ kernel behind ``fastqat._C``, for CPU tensors."""
+    """The C++ kernel behind ``fastqat._C``, for CPU tensors, and that behind ``fastqat._C_cuda``, for CUDA tensors."""
 
     refuses = staticmethod(_backend.refuses_float64)
 
     @staticmethod
-    def forward(logits: Tensor, targets: Tensor | None, teacher_logits: Tensor | None) -> tuple[list[Tensor], int]:
+    def forward(logits: Tensor, targets: Tensor | None, teacher_logits: Tensor | None) -> list[Tensor]:
         out = reference.allocate(logits, targets, teacher_logits)
-        bad = torch.empty(1, dtype=torch.int64)
-        teacher_logits = None if teacher_logits is None else _contiguous_classes(teacher_logits)
         torch.ops.fastqat_native.logit_scores(
-            _contiguous_classes(logits),
-            None if targets is None else targets.contiguous(),
-            teacher_logits,
+            rows(logits),
+            None if targets is None else rows(targets) if targets.is_floating_point() else targets.contiguous(),
+            None if teacher_logits is None else rows(teacher_logits),
             *(out.get(name) for name in reference.field_names(True, True)),
-            bad,
         )
-        return list(out.values()), int(bad)
-
-
-def _contiguous_classes(logits: Tensor) -> Tensor:
-    return logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
+        return list(out.values())
 
 
 _backend.register(OP, "reference", reference)
 _backend.register(OP, "cpu", Native)
+_backend.register(OP, "triton", Triton)
+_backend.register(OP, "cuda", Native)
+
+
+def _check_classes(targets: Tensor, classes: int) -> None:
+    """Raise for the first class index that is none. On the CPU only: another device would have to be waited for."""
+    if targets.numel() == 0 or targets.is_floating_point() or targets.device.type != "cpu":
+        return
+    low, high = torch.aminmax(targets)
+    if int(low) < 0 or int(high) >= classes:
+        bad = int(((targets < 0) | (targets >= classes)).to(torch.uint8).argmax())
+        raise InputError(
+            f"targets[{bad}] is {int(targets[bad])}; accepted: class indices from 0 to {classes - 1}, one per column of logits"
+        )
 
 
 def _forward(logits: Tensor, targets: Tensor | None, teacher_logits: Tensor | None) -> list[Tensor]:
-    given = (logits,) if teacher_logits is None else (logits, teacher_logits)
-    scores, bad = _backend.pick(OP, *given).forward(logits, targets, teacher_logits)
-    if targets is not None and bad < logits.shape[0]:
-        raise InputError(
-            f"targets[{bad}] is {int(targets[bad])}; accepted: class indices from 0 to {logits.shape[1] - 1}, one per column of logits"
-        )
-    return scores
+    """Every backend gives a row whose target is no class NaN and ``correct = False``."""
+    if targets is not None:
+        _check_classes(targets, logits.shape[1])
+    given = [t for t in (logits, targets, teacher_logits) if t is not None and t.is_floating_point()]
+    return _backend.pick(OP, *given).forward(logits, targets, teacher_logits)
 
 
 def _forward_fake(logits: Tensor, targets: Tensor | None, teacher_logits: Tensor | None) -> list[Tensor]:

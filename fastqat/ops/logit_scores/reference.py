@@ -22,8 +22,8 @@ def field_names(has_targets: bool, has_teacher: bool) -> tuple[str, ...]:
 
 
 def allocate(logits: Tensor, targets: Tensor | None, teacher_logits: Tensor | None) -> dict[str, Tensor]:
-    """One empty ``[N]`` tensor per score: bool for `correct`, else fp32, or fp64 where logits are fp64."""
-    wide = any(z is not None and z.dtype == torch.float64 for z in (logits, teacher_logits))
+    """One empty ``[N]`` tensor per score: bool for `correct`, else fp32, or fp64 where an input is fp64."""
+    wide = any(t is not None and t.dtype == torch.float64 for t in (logits, targets, teacher_logits))
     dtype = torch.float64 if wide else torch.float32
     return {
         name: logits.new_empty(logits.shape[0], dtype=torch.bool if name == "correct" else dtype)
@@ -31,29 +31,19 @@ def allocate(logits: Tensor, targets: Tensor | None, teacher_logits: Tensor | No
     }
 
 
-def first_bad_target(targets: Tensor, num_classes: int) -> int:
-    """Index of the first target outside ``[0, num_classes)``, or the number of targets. Waits for the device."""
-    bad = (targets < 0) | (targets >= num_classes)
-    return int(bad.to(torch.uint8).argmax()) if bool(bad.any()) else targets.numel()
-
-
-def forward(logits: Tensor, targets: Tensor | None, teacher_logits: Tensor | None) -> tuple[list[Tensor], int]:
-    """All scores in the order of `field_names`, and the first row whose target is none (the number of rows when all are)."""
+def forward(logits: Tensor, targets: Tensor | None, teacher_logits: Tensor | None) -> list[Tensor]:
+    """All scores in the order of `field_names`. A row whose target is none gets NaN and ``correct = False``."""
     out = allocate(logits, targets, teacher_logits)
-    num_rows, num_classes = logits.shape
-    bad = num_rows if targets is None else first_bad_target(targets, num_classes)
-    if bad < num_rows:
-        return list(out.values()), bad
-    for rows in _chunks(num_rows, num_classes):
+    for rows in _chunks(*logits.shape):
         z = _Softmax(logits[rows])
         scores = z.own_scores()
         if targets is not None:
-            scores |= z.target_scores(targets[rows])
+            scores |= (z.soft_target_scores if targets.is_floating_point() else z.target_scores)(targets[rows])
         if teacher_logits is not None:
             scores |= z.teacher_scores(_Softmax(teacher_logits[rows]))
         for name, values in scores.items():
             out[name][rows] = values.to(out[name].dtype)
-    return list(out.values()), bad
+    return list(out.values())
 
 
 def _chunks(num_rows: int, num_classes: int) -> Iterator[slice]:
@@ -89,12 +79,24 @@ class _Softmax:
         }
 
     def target_scores(self, targets: Tensor) -> dict[str, Tensor]:
-        column = targets[:, None]
+        exists = (targets >= 0) & (targets < self.shifted.shape[1])
+        column = torch.where(exists, targets, 0)[:, None]
         others = self.exps.scatter(1, column, 0)
-        return {
+        scores = {
             "loss": self.log_total - self.shifted.gather(1, column).squeeze(1),
             "evs": (others.sum(1).square() + others.square().sum(1)).sqrt() / self.total,
-            "correct": (self.top_index.squeeze(1) == targets) & ~self.total.isnan(),
+        }
+        correct = exists & (self.top_index.squeeze(1) == targets) & ~self.total.isnan()
+        return {name: torch.where(exists, values, torch.nan) for name, values in scores.items()} | {"correct": correct}
+
+    def soft_target_scores(self, targets: Tensor) -> dict[str, Tensor]:
+        y = targets.double()
+        y = torch.where((y >= 0) & (y < torch.inf), y, torch.nan)
+        evs = torch.linalg.vector_norm(self.exps / self.total[:, None] - y, dim=1)
+        return {
+            "loss": self.log_total * y.sum(1) - _times_log(y, self.shifted).sum(1),
+            "evs": evs,
+            "correct": (self.top_index.squeeze(1) == y.argmax(1)) & ~evs.isnan(),
         }
 
     def teacher_scores(self, teacher: _Softmax) -> dict[str, Tensor]:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fastqat._errors import InputError
-from fastqat.nn.layer import QuantLayer
-from fastqat.nn.weights import version
 from fastqat.ops.grand_last.api import grand_last as gradient_norm
+from fastqat.selection.last_layer import watch_last_layer
 from fastqat.selection.scores.registry import Watched, register_score
 
 
@@ -34,52 +31,9 @@ def grand_last(model: nn.Module) -> Iterator[Watched]:
     Raises:
         InputError: the logits are not the output of such a layer.
     """
-    calls: list[_Call] = []
-
-    def note(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if isinstance(layer, nn.Linear) and isinstance(output, Tensor) and output.dim() == 2:  # logits are; keep nothing larger
-            calls.append(_Call(layer, inputs[0].detach(), output.detach(), version(output)))
-
-    hooks = [layer.register_forward_hook(note) for layer in model.modules() if isinstance(layer, nn.Linear)]
-    try:
-        watched = Watched()
+    watched = Watched()
+    with watch_last_layer(model) as last:
         yield watched
-        watched.scores = _score(model, calls, watched)
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-class _Call(NamedTuple):
-    """A linear layer with its input and output, and the version of the output's memory when the layer gave it."""
-
-    layer: nn.Linear
-    x: Tensor
-    output: Tensor
-    version: int
-
-    def gave(self, logits: Tensor) -> bool:
-        """Whether `logits` are the output: its memory, unchanged; or its values elsewhere or in another dtype: then a GPU is waited for."""
-        if self.output.shape != logits.shape:
-            return False
-        if self.output.data_ptr() == logits.data_ptr():
-            return version(self.output) == self.version
-        return torch.allclose(self.output.to(logits.dtype), logits, rtol=0, atol=0, equal_nan=True)
-
-
-def _score(model: nn.Module, calls: list[_Call], watched: Watched) -> Tensor:
-    """The scores of a batch, from what the linear layers were called with."""
-    found = next((call for call in reversed(calls) if call.gave(watched.logits)), None)
-    if found is None:
-        raise InputError(
-            f"grand_last needs logits that are the output of an nn.Linear; {type(model).__name__} computes them otherwise, or changes "
-            "them afterwards; ask for grand, which takes all layers"
-        )
-    with torch.no_grad():
-        return gradient_norm(watched.logits, watched.targets, _as_multiplied(found.layer, found.x), bias=found.layer.bias is not None)
-
-
-def _as_multiplied(layer: nn.Linear, x: Tensor) -> Tensor:
-    """The input of `layer` as it enters the product."""
-    quantizer = layer.activation_quantizer if isinstance(layer, QuantLayer) else None
-    return x if quantizer is None else quantizer(x)
+        call = last.giving(watched.logits, asked="grand_last", instead="ask for grand, which takes all layers")
+        with torch.no_grad():
+            watched.scores = gradient_norm(watched.logits, watched.targets, call.multiplied, bias=call.layer.bias is not None)

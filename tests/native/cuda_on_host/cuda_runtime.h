@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <vector>
 
@@ -63,7 +64,7 @@ inline std::vector<Fiber> fibers;
 inline jmp_buf scheduler;
 inline std::function<void()> body;
 inline bool backwards = false;  // the order in which threads take turns must not matter
-inline double exchange[1024];
+inline uint64_t exchange[1024];
 inline int64_t launches = 0;
 
 inline void fail(const char* what) {
@@ -114,7 +115,7 @@ inline bool turn(unsigned threads) {
   }
   if (kind == Wait::shuffle)
     for (unsigned t = 0; t < threads; ++t)
-      if (fibers[t].done) fail("a shuffle with threads that have left");
+      if (fibers[t].done != fibers[t / 32 * 32].done) fail("a shuffle with threads that have left");
   return kind != Wait::none;
 }
 
@@ -129,12 +130,33 @@ inline void run_block(unsigned threads) {
 
 inline void __syncthreads() { host::wait(host::Wait::block); }
 
-inline double __shfl_xor_sync(unsigned, double value, int offset) {
-  host::exchange[threadIdx.x] = value;
+// What any thread of the block gave; `value` in a word of its own.
+template <class T, class Read>
+auto exchanged(T value, const Read& read) {
+  static_assert(sizeof value <= sizeof host::exchange[0]);
+  std::memcpy(&host::exchange[threadIdx.x], &value, sizeof value);
   host::wait(host::Wait::shuffle);
-  const double other = host::exchange[threadIdx.x ^ static_cast<unsigned>(offset)];
+  const auto result = read([](unsigned thread) {
+    T other;
+    std::memcpy(&other, &host::exchange[thread], sizeof other);
+    return other;
+  });
   host::wait(host::Wait::shuffle);
-  return other;
+  return result;
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int offset) {
+  const unsigned thread = threadIdx.x ^ static_cast<unsigned>(offset);
+  return exchanged(value, [&](const auto& of) { return of(thread); });
+}
+
+inline bool __any_sync(unsigned, bool value) {
+  return exchanged(value, [](const auto& of) {
+    bool any = false;
+    for (unsigned lane = 0; lane < 32; ++lane) any |= of(threadIdx.x / 32 * 32 + lane);
+    return any;
+  });
 }
 
 template <class Word>
@@ -142,6 +164,7 @@ void __stwb(Word* to, Word value) {
   *to = value;
 }
 
+inline float __expf(float x) { return std::exp2(x * 1.44269504f); }  // with the rounding that a GPU's has
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return static_cast<uint64_t>((static_cast<unsigned __int128>(a) * b) >> 64); }
