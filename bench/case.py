@@ -23,11 +23,13 @@ class Work:
     """One thing to time: `call` does it once and returns its results by name.
 
     `holds` lists what stays allocated between calls; `moved` are the bytes it reads and writes where they are not the case's (a copy).
+    `peak` measures the peak bytes in its own way, in place of the allocator's.
     """
 
     call: Callable[[], Results]
     holds: Callable[[], Iterable[Tensor]] = _holds_nothing
     moved: int | None = None
+    peak: Callable[[], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,19 @@ class Goal:
     """What must hold between the candidate and `peer`.
 
     ``"time"``, ``"memory"``: the candidate's time or peak bytes over that of `peer` are at most `ratio`. ``"share"``: the candidate's bytes
-    per second over those of `peer`, a copy, are at least `ratio`.
+    per second over those of `peer`, a copy, are at least `ratio`. ``"beyond"``: the candidate takes at most `ratio` seconds more than
+    `peer`. ``"bytes"``: its peak is below `ratio` bytes, whatever that of `peer`.
 
     Example:
         >>> Goal("x.clone()", 0.9, "share").text, Goal("float", 1.06).text, Goal("eager LSQ", 1 / 3).text
         ('≥ 0.9 of its bandwidth', '≤ 1.06 × its time', '≥ 3 × faster')
+        >>> Goal("reading", 60, "beyond").text, Goal("reading", 2**31, "bytes").text
+        ('≤ 60 s more', '≤ 2 GiB in all')
     """
 
     peer: str
     ratio: float
-    measure: Literal["time", "memory", "share"] = "time"
+    measure: Literal["time", "memory", "share", "beyond", "bytes"] = "time"
 
     @property
     def text(self) -> str:
@@ -72,10 +77,14 @@ class Goal:
             return f"≥ {self.ratio:g} of its bandwidth"
         if self.measure == "memory":
             return f"≤ {self.ratio:g} × its peak bytes"
+        if self.measure == "beyond":
+            return f"≤ {self.ratio:g} s more"
+        if self.measure == "bytes":
+            return f"≤ {self.ratio / 2**30:g} GiB in all"
         return f"≤ {self.ratio:g} × its time" if self.ratio >= 1 else f"≥ {1 / self.ratio:g} × faster"
 
     def met(self, value: float) -> bool:
-        """Whether `value`, the ratio that was measured, satisfies the goal."""
+        """Whether `value`, the ratio (seconds, bytes) that was measured, satisfies the goal."""
         return value >= self.ratio if self.measure == "share" else value <= self.ratio
 
 

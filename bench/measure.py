@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from . import gpu_timing
 from .case import Case, Contender, Size, Work
-from .memory import held_bytes, peak_bytes
+from .memory import peak_of
 from .rows import Measured, Row, amounts_of, rows_of
 from .timing import Clock, host, interleaved
 
@@ -66,6 +66,6 @@ def measure(case: Case, size: Size, said: Callable[[str], None] = lambda _: None
     budget, least = effort(case, size)
     times = interleaved({name: work.call for name, work in works.items()}, budget=budget, least_rounds=least, clock=clock_of(case))
     said("memory")
-    peaks = {name: peak_bytes(work.call, held_bytes(work.holds()), case.device) for name, work in works.items()}
+    peaks = {name: peak_of(work, case.device) for name, work in works.items()}
     measured = {name: Measured(times[name], peaks[name], work.moved) for name, work in works.items()}
     return rows_of(case, amounts_of(case, inputs), size, "bench", measured, absent)

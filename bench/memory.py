@@ -1,6 +1,6 @@
 """Peak allocator bytes of a call: from the profiler's allocation events on a CPU, from the caching allocator on a GPU.
 
-Never the resident set of the process.
+Never the resident set of the process, but where a `Work` measures that of one of its own.
 """
 
 from __future__ import annotations
@@ -14,11 +14,18 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from .case import Work
+
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages behind `tensors`, each counted once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
+
+
+def peak_of(work: Work, device: str) -> int:
+    """The peak bytes of a call of `work`."""
+    return work.peak() if work.peak is not None else peak_bytes(work.call, held_bytes(work.holds()), device)
 
 
 def peak_bytes(call: Callable[[], object], held: int = 0, device: str = "cpu") -> int:

@@ -10,13 +10,17 @@ from . import (
     affine_norm_cases,
     fake_quant_all_cases,
     fake_quant_cases,
+    geometry_cases,
     gpu_cases,
     gpu_pass_cases,
     lsq_cases,
     norm_cases,
     norm_layer_cases,
+    pass_cases,
     score_cases,
     step_cases,
+    stream_cases,
+    submodular_cases,
 )
 from .case import Case
 
@@ -26,6 +30,10 @@ CASES: tuple[Case, ...] = (
     *fake_quant_all_cases.CASES,
     *step_cases.CASES,
     *score_cases.CASES,
+    *pass_cases.CASES,
+    *stream_cases.CASES,
+    *geometry_cases.CASES,
+    *submodular_cases.CASES,
     *norm_cases.CASES,
     *norm_layer_cases.CASES,
     *affine_norm_cases.CASES,

@@ -92,6 +92,8 @@ def _numbers(case: Case, name: str, amounts: Amounts, measured: dict[str, Measur
     other = ours is not None and ours is not found
     ratios = {"time": _time_ratio(ours, found) if other else None, "memory": _memory_ratio(ours, found) if other else None}
     ratios["share"] = _share(ours, copy, amounts.moved) if other and found is copy else None
+    ratios["beyond"] = float(np.median(ours.seconds) - np.median(found.seconds)) if other else None
+    ratios["bytes"] = ours.peak_bytes if other else None
     return {
         "rounds": len(found.seconds),
         "p20_ms": p20,

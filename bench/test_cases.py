@@ -14,7 +14,7 @@ import torch
 from .agreement import disagreements
 from .case import Case, Contender, Size
 from .measure import effort
-from .memory import held_bytes, peak_bytes
+from .memory import peak_of
 from .registry import chosen
 from .rows import Measured, amounts_of
 
@@ -57,8 +57,8 @@ def test_speed(case: Case, contender: Contender, benchmark: Any, collected: Any,
     benchmark.group = case.name
     budget, least = effort(case, size)
     benchmark.pedantic(call, rounds=_rounds(call, budget / len(case.contenders), least), warmup_rounds=1)
-    seconds, peak = np.array(benchmark.stats.stats.data), peak_bytes(work.call, held_bytes(work.holds()), case.device)
-    measured[contender.name] = Measured(seconds, peak, work.moved)
+    seconds = np.array(benchmark.stats.stats.data)
+    measured[contender.name] = Measured(seconds, peak_of(work, case.device), work.moved)
     assert measured[contender.name].seconds.min() > 0
 
 

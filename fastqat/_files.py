@@ -27,6 +27,18 @@ _HINTS = {
 
 
 @contextlib.contextmanager
+def naming_errors(path: str | Path) -> Iterator[None]:
+    """Run what writes to `path`; an `OSError` in it then names the file and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        hint = _HINTS.get(error.errno, "choose another folder")
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}; {hint} (an older file is untouched)") from error
+
+
+@contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well it is flushed to disk and renamed to `path` in one step.
 
@@ -38,17 +50,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        with open(part, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(part, path)
-    except BaseException as error:
+        with naming_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            with open(part, "rb+") as handle:
+                os.fsync(handle.fileno())
+            os.replace(part, path)
+    except BaseException:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            hint = _HINTS.get(error.errno, "choose another folder")
-            raise OSError(error.errno, f"cannot write {path}: {error.strerror}; {hint} (an older file is untouched)") from error
         raise
 
 

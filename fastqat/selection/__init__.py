@@ -1,7 +1,12 @@
 """Which samples to train on: scores, selectors, samplers and policies."""
 
+from fastqat.selection.averaging import average_scores
 from fastqat.selection.batch_norm import reestimate_batch_norm
-from fastqat.selection.policies import RS2, RandomSubset, SelectionPolicy, WholeSet
+from fastqat.selection.dynamics import Dynamics, Transitions
+from fastqat.selection.folds import fold_indices, out_of_sample
+from fastqat.selection.labels import LabelIssues, find_label_issues, label_quality, threshold_labels
+from fastqat.selection.policies import RS2, RandomSubset, ScoredSubset, SelectionPolicy, WholeSet
+from fastqat.selection.recorder import DynamicsRecorder
 from fastqat.selection.sampler import CoresetSampler, IndexedDataset
 from fastqat.selection.schedules import SCHEDULES, beta_at
 from fastqat.selection.scorer import score_dataset
@@ -15,23 +20,34 @@ __all__ = [
     "RS2",
     "SCHEDULES",
     "CoresetSampler",
+    "Dynamics",
+    "DynamicsRecorder",
     "IndexedDataset",
+    "LabelIssues",
     "RandomSubset",
     "Score",
     "ScoreTable",
+    "ScoredSubset",
     "Selection",
     "SelectionPolicy",
     "Selector",
     "TeacherCache",
+    "Transitions",
     "WholeSet",
+    "average_scores",
     "beta_at",
+    "find_label_issues",
+    "fold_indices",
     "get_score",
     "get_selector",
+    "label_quality",
     "list_scores",
     "list_selectors",
+    "out_of_sample",
     "reestimate_batch_norm",
     "register_score",
     "register_selector",
     "score_dataset",
     "select",
+    "threshold_labels",
 ]

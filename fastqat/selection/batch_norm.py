@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastqat._errors import InputError
-from fastqat.selection.forwards import Forward, device_of, evaluation_mode
+from fastqat.selection.forwards import Forward, device_of, evaluation_mode, output_of, to_device
+from fastqat.selection.reading import samples_in
 
 
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None) -> int:
@@ -22,7 +23,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, forward: 
 
     Args:
         model: changed in place: ``running_mean``, ``running_var``, ``num_batches_tracked``.
-        batches: tensors ``[B, ...]`` on any device; not read when the model has no batch norm.
+        batches: inputs ``[B, ...]`` on any device, tensors or what holds them; not read when the model has no batch norm.
         forward: ``forward(model, x)`` in place of ``model(x)``.
 
     Raises:
@@ -42,9 +43,9 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, forward: 
         for norm in norms.values():
             norm.train()
         for x in batches:
-            x = x.to(device, non_blocking=True) if isinstance(x, Tensor) else x
-            _ = model(x) if forward is None else forward(model, x)
-            samples += len(x)
+            x = to_device(x, device)
+            output_of(model, x, forward)
+            samples += samples_in(x)
         if samples == 0:
             raise InputError("no batch was given to re-estimate batch-norm statistics from; give at least one")
         _check_finite(norms)

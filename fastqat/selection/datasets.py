@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,11 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 
 from fastqat._errors import DataError, InputError
 from fastqat.selection.budget import as_labels
+from fastqat.selection.forwards import Keywords
 from fastqat.selection.sampler import IndexedDataset
 
 _LABEL_ATTRIBUTES = ("targets", "labels", "y")
+_LABEL_KEYS = ("labels", "label")
 
 
 def sized(dataset: Dataset | Sequence[Any]) -> int:
@@ -35,7 +37,7 @@ def sized(dataset: Dataset | Sequence[Any]) -> int:
 def batches_of(
     dataset: Dataset, batch_size: int, *, indices: Tensor | None = None, num_workers: int = 0, pin_memory: bool = False
 ) -> Iterator[tuple[Any, Tensor | None]]:
-    """Yield ``(x, y)`` batches in data-set order, or in the order of `indices`; y is None where the data set gives none.
+    """Yield ``(x, y)`` batches in data-set order, or in the order of `indices`; y is None where the data set gives none, see `split_batch`.
 
     A data set with ``.batches(batch_size, indices=None)`` (`fastqat.data.TensorData`) feeds itself; others go through a `DataLoader`.
     Reading draws nothing from torch's global generator: a scoring pass does not change the training that follows.
@@ -45,11 +47,17 @@ def batches_of(
         return
     source = dataset if indices is None else Subset(dataset, indices.tolist())
     loader: DataLoader = DataLoader(source, batch_size, num_workers=num_workers, pin_memory=pin_memory, generator=torch.Generator())
-    for batch in loader:
-        if isinstance(batch, (tuple, list)):
-            yield batch[0], batch[1] if len(batch) > 1 else None
-        else:
-            yield batch, None
+    yield from map(split_batch, loader)
+
+
+def split_batch(batch: Any) -> tuple[Any, Any]:
+    """``(x, y)`` of what a loader yields: a pair, a mapping with ``labels`` or ``label`` (x is then the rest of it), or x alone."""
+    if isinstance(batch, (tuple, list)):
+        return batch[0], batch[1] if len(batch) > 1 else None
+    if isinstance(batch, Mapping):
+        labels = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
+        return Keywords({key: value for key, value in batch.items() if key not in _LABEL_KEYS}), labels
+    return batch, None
 
 
 def known_labels(dataset: Dataset) -> Tensor | None:

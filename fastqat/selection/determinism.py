@@ -100,14 +100,14 @@ def _first_difference(dataset: Dataset) -> int | None:
     indices = torch.arange(probes) * (size - 1) // max(probes - 1, 1)
     reads = []
     for seed in (0, 1):
-        with _other_random_state(seed):
+        with other_random_state(seed):
             reads.append([next(batches_of(dataset, 1, indices=index[None]), None) for index in indices])
     pairs = zip(indices.tolist(), *reads, strict=True)
     return next((index for index, first, second in pairs if not _same(first, second)), None)
 
 
 @contextmanager
-def _other_random_state(seed: int) -> Iterator[None]:
+def other_random_state(seed: int) -> Iterator[None]:
     """Seed the global generators of torch, numpy and Python; put their states back afterwards."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()

@@ -136,6 +136,15 @@ _FORMATS = {
 }
 
 
+def check_ending(path: str | Path) -> None:
+    """Refuse now what `write_tensors` would refuse after a long pass.
+
+    Raises:
+        InputError: as `write_tensors`.
+    """
+    _format_of(path)
+
+
 def _format_of(path: str | Path) -> _Format:
     suffix = Path(path).suffix.lower()
     if suffix not in _FORMATS:

@@ -37,7 +37,7 @@ class Counting(nn.Module):
 @pytest.mark.parametrize("batch_size", [1, 10, 103, 1000])
 def test_every_score_in_data_set_order_equals_one_batch(batch_size):
     student, teacher, dataset = net(0), net(1), data()
-    names = sorted(list_scores())
+    names = sorted(name for name, score in list_scores().items() if score.stage != "dynamics")
     table = score_dataset(student, dataset, names, teacher=teacher, batch_size=batch_size, beta=0.3)
     x, y = dataset.tensors
     with torch.no_grad():
@@ -186,8 +186,11 @@ class Liar(TensorDataset):
 
 
 class Stream(IterableDataset):
+    def __init__(self, size=103):
+        self.samples = data(size)
+
     def __iter__(self):
-        return iter(data())
+        return iter(self.samples)
 
 
 BAD = [
@@ -205,7 +208,9 @@ BAD = [
     (lambda: score_dataset(nn.Identity(), TensorDataset(torch.zeros(4), torch.zeros(4).long())), InputError, "must return logits"),
     (lambda: score_dataset(net(), TensorDataset(torch.zeros(4, 8), torch.zeros(4))), DataError, "labels must be integers"),
     (lambda: score_dataset(net(), Liar(*data().tensors)), DataError, "103 samples but yielded 5"),
-    (lambda: score_dataset(net(), Stream()), InputError, "Stream has no length"),
+    (lambda: score_dataset(net(), Stream(), num_workers=2), InputError, "num_workers is 2 for an iterable data set"),
+    (lambda: score_dataset(net(), Stream(0)), DataError, "the data set is empty"),
+    (lambda: score_dataset(net(), data(), "forgetting"), InputError, "feed a DynamicsRecorder while training"),
 ]
 
 
