@@ -2,11 +2,11 @@
 
 from fastqat.selection.averaging import average_scores
 from fastqat.selection.batch_norm import reestimate_batch_norm
-from fastqat.selection.dynamics import Dynamics, Transitions
 from fastqat.selection.folds import fold_indices, out_of_sample
 from fastqat.selection.labels import LabelIssues, find_label_issues, label_quality, threshold_labels
 from fastqat.selection.policies import RS2, RandomSubset, ScoredSubset, SelectionPolicy, WholeSet
 from fastqat.selection.recorder import DynamicsRecorder
+from fastqat.selection.recording.dynamics import Dynamics, Transitions
 from fastqat.selection.sampler import CoresetSampler, IndexedDataset
 from fastqat.selection.schedules import SCHEDULES, beta_at
 from fastqat.selection.scorer import score_dataset

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastqat._errors import InputError
 from fastqat.selection.forwards import Forward, device_of, evaluation_mode, output_of, to_device
-from fastqat.selection.reading import samples_in
+from fastqat.selection.scoring.reading import samples_in
 
 
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None) -> int:

@@ -11,9 +11,9 @@ from torch import Tensor
 from fastqat._distributed import gather_rows, world
 from fastqat._errors import CheckpointError, InputError
 from fastqat.selection.budget import check_count
-from fastqat.selection.dynamics import Dynamics, Transitions
+from fastqat.selection.recording.dynamics import Dynamics, Transitions
+from fastqat.selection.recording.showings import PACKED, Outcomes, Showings, Turns, Votes, measure, unpacked
 from fastqat.selection.scores.registry import get_score, list_scores
-from fastqat.selection.showings import PACKED, Outcomes, Showings, Turns, Votes, measure, unpacked
 from fastqat.selection.table import ScoreTable
 
 SUGGESTED = "suggested"

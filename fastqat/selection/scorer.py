@@ -13,16 +13,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastqat._progress import progress_bar
 from fastqat.selection.forwards import Forward, device_of, evaluation_mode, unwrapped
-from fastqat.selection.pass_checkpoint import PassCheckpoint
-from fastqat.selection.pass_key import check_same, pass_key
-from fastqat.selection.pass_table import table_of
-from fastqat.selection.reading import Reader
-from fastqat.selection.scoring_pass import ScoringPass
-from fastqat.selection.sharing import Processes, Team
+from fastqat.selection.scoring.checkpoint import PassCheckpoint
+from fastqat.selection.scoring.columns import table_of
+from fastqat.selection.scoring.key import check_same, pass_key
+from fastqat.selection.scoring.reading import Reader
+from fastqat.selection.scoring.scoring_pass import ScoringPass
+from fastqat.selection.scoring.sharing import Processes, Team
+from fastqat.selection.scoring.wanted import Wanted
 from fastqat.selection.table import ScoreTable
 from fastqat.selection.teacher import TeacherCache
-from fastqat.selection.teacher_stores import View
-from fastqat.selection.wanted import Wanted
+from fastqat.selection.teachers.stores import View
 
 MAX_BYTES = 2**31
 

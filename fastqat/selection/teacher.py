@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from fastqat._errors import InputError
 from fastqat.selection.forwards import Forward, logits_of, unwrapped
-from fastqat.selection.sharing import Team
-from fastqat.selection.teacher_disk import DiskStore
-from fastqat.selection.teacher_stores import MemoryStore, Store, View
+from fastqat.selection.scoring.sharing import Team
+from fastqat.selection.teachers.disk import DiskStore
+from fastqat.selection.teachers.stores import MemoryStore, Store, View
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -26,10 +26,10 @@ class TeacherCache:
 
     On disk (`path`): a safetensors file with the tensor ``logits``, of which a pass holds one batch in memory. Written batch by batch under
     another name, by all processes into the same file, and renamed when it is whole: what is read was never half written. Its key is the
-    data's fingerprint (see `fastqat.selection.fingerprint.data_fingerprint`), the teacher's layers and weights, and the name of `forward`.
-    A file with the same key serves every later pass, process and run without running the teacher; one with another key is computed again
-    and replaced, with a warning. Scoring does not see what the fingerprint does not see, least of all an augmentation: give it the plain
-    view of the data. Several processes must see the same disk.
+    data's fingerprint (see `fastqat.selection.scoring.fingerprint.data_fingerprint`), the teacher's layers and weights, and the name of
+    `forward`. A file with the same key serves every later pass, process and run without running the teacher; one with another key is
+    computed again and replaced, with a warning. Scoring does not see what the fingerprint
+    does not see, least of all an augmentation: give it the plain view of the data. Several processes must see the same disk.
 
     Args:
         teacher: the model, run in eval mode; or its logits ``[N, C]``.

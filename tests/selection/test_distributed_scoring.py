@@ -16,7 +16,8 @@ from fastqat._distributed import started
 from fastqat._errors import FastqatError, InputError, ProcessError
 from fastqat._tensor_data import TensorData
 from fastqat.methods import ACS
-from fastqat.selection import TeacherCache, pass_checkpoint, score_dataset
+from fastqat.selection import TeacherCache, score_dataset
+from fastqat.selection.scoring import checkpoint as pass_checkpoint
 from tests.processes import Ranks
 
 from .scoring import CLASSES, SIZE, Counting, Mappings, SizedStream, Stream, data, net

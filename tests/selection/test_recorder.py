@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 
 from fastqat._errors import CheckpointError, InputError
 from fastqat.selection import DynamicsRecorder, ScoreTable, list_scores
-from fastqat.selection.showings import measure, unpacked
+from fastqat.selection.recording.showings import measure, unpacked
 
 N, CLASSES = 23, 4
 

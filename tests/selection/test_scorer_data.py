@@ -9,8 +9,8 @@ from bench.memory import peak_bytes
 from fastqat._errors import DataError, InputError
 from fastqat._tensor_data import TensorData
 from fastqat.selection import score_dataset
-from fastqat.selection.reading import Deal, Reader
-from fastqat.selection.rows import Rows
+from fastqat.selection.scoring.reading import Deal, Reader
+from fastqat.selection.scoring.rows import Rows
 
 from .scoring import SIZE, Halves, Mappings, SizedStream, Stream, data, net
 

@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 from fastqat._errors import InputError
-from fastqat.selection import TeacherCache, pass_checkpoint, score_dataset
+from fastqat.selection import TeacherCache, score_dataset
+from fastqat.selection.scoring import checkpoint as pass_checkpoint
 
 from .scoring import SIZE, Counting, Stream, data, net
 
@@ -154,7 +155,8 @@ def test_checkpoints_are_rare_and_cheap(tmp_path, monkeypatch):
 KILLED = """
 import sys
 from pathlib import Path
-from fastqat.selection import TeacherCache, pass_checkpoint
+from fastqat.selection import TeacherCache
+from fastqat.selection.scoring import checkpoint as pass_checkpoint
 from tests.selection import test_scorer_resume as here
 pass_checkpoint.SECONDS = pass_checkpoint.SHARE = 0.0
 folder = Path(sys.argv[1])

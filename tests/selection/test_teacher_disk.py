@@ -13,8 +13,8 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from fastqat._errors import InputError
 from fastqat._tensor_data import TensorData
 from fastqat.selection import IndexedDataset, TeacherCache, score_dataset
-from fastqat.selection.fingerprint import data_fingerprint, model_fingerprint
-from fastqat.selection.logit_file import LogitFile
+from fastqat.selection.scoring.fingerprint import data_fingerprint, model_fingerprint
+from fastqat.selection.teachers.logit_file import LogitFile
 
 from .scoring import CLASSES, SIZE, Counting, Mappings, Stream, data, net
 

@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 from fastqat._errors import InputError
 from fastqat.selection.budget import check_count, check_fraction, class_groups, whole_budget
 from fastqat.selection.datasets import known_labels, labels_of, sized
-from fastqat.selection.features import feature_called
 from fastqat.selection.policies.base import SelectionPolicy
 from fastqat.selection.policies.calendar import Calendar
 from fastqat.selection.policies.observed import ObservedScores
@@ -20,6 +19,7 @@ from fastqat.selection.policies.passes import ScoringPasses, plain_view
 from fastqat.selection.policies.trial import checked_selector, try_recording
 from fastqat.selection.recorder import DynamicsRecorder
 from fastqat.selection.scores.registry import get_score
+from fastqat.selection.scoring.features import feature_called
 from fastqat.selection.seeding import Stream, generator_for
 from fastqat.selection.selecting import select
 from fastqat.selection.selectors.registry import Selection

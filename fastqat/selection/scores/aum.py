@@ -9,7 +9,7 @@ from torch import Tensor
 from fastqat.selection.scores.registry import register_score
 
 if TYPE_CHECKING:
-    from fastqat.selection.dynamics import Dynamics
+    from fastqat.selection.recording.dynamics import Dynamics
 
 
 @register_score(

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fastqat.ops.grand_last.api import grand_last as gradient_norm
-from fastqat.selection.last_layer import watch_last_layer
 from fastqat.selection.scores.registry import Watched, register_score
+from fastqat.selection.scoring.last_layer import watch_last_layer
 
 
 @register_score(

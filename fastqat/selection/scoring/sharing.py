@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastqat._distributed import World, all_succeed, gather_objects, gather_rows, on_first, world
 from fastqat._errors import InputError
-from fastqat.selection.reading import Deal
+from fastqat.selection.scoring.reading import Deal
 
 Processes = Literal["share", "alone"]
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastqat._files import atomic_path
-from fastqat.selection.reading import Deal
+from fastqat.selection.scoring.reading import Deal
 
 _FORMAT = "fastqat.pass.1"
 SECONDS = 30.0

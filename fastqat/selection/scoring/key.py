@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fastqat._errors import InputError
-from fastqat.selection.fingerprint import content_hash, data_fingerprint, describe, model_fingerprint
-from fastqat.selection.scoring_pass import ScoringPass
-from fastqat.selection.sharing import Team
+from fastqat.selection.scoring.fingerprint import content_hash, data_fingerprint, describe, model_fingerprint
+from fastqat.selection.scoring.scoring_pass import ScoringPass
+from fastqat.selection.scoring.sharing import Team
 from fastqat.selection.teacher import TeacherCache
-from fastqat.selection.teacher_stores import View
+from fastqat.selection.teachers.stores import View
 
 
 def pass_key(scoring: ScoringPass, view: View) -> dict[str, str]:

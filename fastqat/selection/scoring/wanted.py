@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, get_args
 from torch import nn
 
 from fastqat._errors import InputError
-from fastqat.selection.features import FEATURES, Feature, feature_called
-from fastqat.selection.fingerprint import describe
 from fastqat.selection.scores.registry import Score, Stage, get_score
+from fastqat.selection.scoring.features import FEATURES, Feature, feature_called
+from fastqat.selection.scoring.fingerprint import describe
 
 _OF_ALL = {"embeddings": "embedding", "probabilities": "probabilities"}  # what a score of stage "whole" needs → feature
 

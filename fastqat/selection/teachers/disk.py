@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fastqat._errors import InputError
-from fastqat.selection.fingerprint import data_fingerprint, describe, model_fingerprint
-from fastqat.selection.logit_file import LogitFile
-from fastqat.selection.sharing import Team
-from fastqat.selection.teacher_stores import View
+from fastqat.selection.scoring.fingerprint import data_fingerprint, describe, model_fingerprint
+from fastqat.selection.scoring.sharing import Team
+from fastqat.selection.teachers.logit_file import LogitFile
+from fastqat.selection.teachers.stores import View
 
 _TOKEN = 16
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fastqat._errors import InputError
 from fastqat.selection.forwards import Forward
-from fastqat.selection.rows import Rows
-from fastqat.selection.sharing import Team
+from fastqat.selection.scoring.rows import Rows
+from fastqat.selection.scoring.sharing import Team
 
 
 class View(NamedTuple):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from fastqat._errors import DataError, InputError
-from fastqat.selection.rows import Rows
 from fastqat.selection.scores.registry import WholePass
-from fastqat.selection.scoring_pass import ScoringPass
-from fastqat.selection.sharing import Team
+from fastqat.selection.scoring.rows import Rows
+from fastqat.selection.scoring.scoring_pass import ScoringPass
+from fastqat.selection.scoring.sharing import Team
 from fastqat.selection.table import ScoreTable
 
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from fastqat._errors import DataError, InputError
 from fastqat._modes import frozen
 from fastqat.ops.logit_scores.api import logit_scores
-from fastqat.selection.features import Feature
 from fastqat.selection.forwards import Forward, logits_of, to_device
-from fastqat.selection.reading import Batch
-from fastqat.selection.rows import Rows
 from fastqat.selection.scores.registry import Probe, Watched
+from fastqat.selection.scoring.features import Feature
+from fastqat.selection.scoring.reading import Batch
+from fastqat.selection.scoring.rows import Rows
+from fastqat.selection.scoring.wanted import Wanted
 from fastqat.selection.teacher import TeacherCache
-from fastqat.selection.wanted import Wanted
 
 
 class ScoringPass:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from fastqat._errors import InputError
 from fastqat._modes import frozen
 from fastqat.norms import per_sample_grad_norms
-from fastqat.selection.last_layer import watch_last_layer
 from fastqat.selection.scores.registry import Watched
+from fastqat.selection.scoring.last_layer import watch_last_layer
 
 Admit = Callable[[int], None]
 """Called with the number of values per sample before these are computed; raises when all of them would take too much memory."""

@@ -1,0 +1,1 @@
+"""What `DynamicsRecorder` counts, and what scores of a recorded training are computed from."""

@@ -1,0 +1,1 @@
+"""What `score_dataset` is made of."""

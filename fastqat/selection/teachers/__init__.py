@@ -1,0 +1,1 @@
+"""Where `TeacherCache` keeps logits."""
