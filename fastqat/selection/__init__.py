@@ -7,6 +7,7 @@ from fastqat.selection.labels import LabelIssues, find_label_issues, label_quali
 from fastqat.selection.policies import RS2, RandomSubset, ScoredSubset, SelectionPolicy, WholeSet
 from fastqat.selection.recorder import DynamicsRecorder
 from fastqat.selection.recording.dynamics import Dynamics, Transitions
+from fastqat.selection.reweighting import reweighting_bound
 from fastqat.selection.sampler import CoresetSampler, IndexedDataset
 from fastqat.selection.schedules import SCHEDULES, beta_at
 from fastqat.selection.scorer import score_dataset
@@ -47,6 +48,7 @@ __all__ = [
     "reestimate_batch_norm",
     "register_score",
     "register_selector",
+    "reweighting_bound",
     "score_dataset",
     "select",
     "threshold_labels",
