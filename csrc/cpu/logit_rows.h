@@ -1,40 +1,19 @@
 // The sums over one row of logits from which every per-sample score is finished: plain loops over groups of kLanes classes.
 //
-//   load_row        row -> fp32 scratch padded with -inf to whole groups; its two largest values
+//   load_row        row -> fp32 scratch padded to whole groups; its two largest values
 //   add_exponents   e_j = exp(z_j - top), and the sums over it
-//   add_agreement   the sums that compare student and teacher, once both normalisers are known
 //
 // The largest logit never enters a sum: rest = sum of e_j below the top, so that a loss of 1e-9 keeps its digits.
 #pragma once
 
 #include <cmath>
-#include <limits>
+#include <type_traits>
 
+#include "logit_avx512.h"
+#include "logit_types.h"
 #include "vec_math.h"
 
 namespace fastqat {
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int64_t kGroups = 32;  // groups of kLanes that are summed in fp32 before they are added to fp64 lanes
-
-struct LogitMatrix {
-  const char* data;  // null: not given
-  int64_t row_bytes, item_bytes;
-  ScalarType type;
-  const char* row(int64_t i) const { return data + i * row_bytes; }
-  int64_t group_bytes() const { return kLanes * item_bytes; }
-};
-
-inline LogitMatrix as_matrix(const Tensor& t) {
-  const int64_t item_bytes = t.scalar_type() == ScalarType::Float ? 4 : 2;
-  return {static_cast<const char*>(t.data_ptr()), t.stride(0) * item_bytes, item_bytes, t.scalar_type()};
-}
-
-struct LogitRow {
-  float* logits;  // [groups * kLanes], padded with -inf
-  float* exps;    // e_j = exp(z_j - top)
-  float top, second;
-};
 
 // Not inlined: seen together with the loops above it, the lanes would be kept as single doubles.
 __attribute__((noinline)) inline double fold(double* lanes) {
@@ -67,15 +46,20 @@ FASTQAT_INLINE void fold_top_two(float* first, float* second) {
   if constexpr (kHalf > 1) fold_top_two<kHalf / 2>(first, second);
 }
 
-// NaN is copied, and never becomes the top.
+// What stands beyond the end of a row: far enough below the top to count for nothing, and finite, unless the row has no top.
+FASTQAT_INLINE float padding(float top) { return top - larger(200.0f, 0.5f * larger(top, -top)); }
+
+// Copies whole groups; first, second: the largest two of each lane. NaN is copied, and never becomes the top.
 template <class T>
-FASTQAT_INLINE void load_row(const char* row, int64_t classes, LogitRow& out) {
-  const T* __restrict source = reinterpret_cast<const T*>(row);
-  float* __restrict logits = out.logits;
-  float first[kLanes], second[kLanes];
+FASTQAT_INLINE void load_groups(const T* __restrict source, int64_t groups, float* __restrict logits, float (&first)[kLanes],
+                                float (&second)[kLanes]) {
+#if FASTQAT_X86_LEVELS
+  if constexpr (!std::is_same_v<T, fp16>) {
+    if (cpu_level() == Level::avx512) return avx512::load_groups(source, groups, logits, first, second);
+  }
+#endif
   for (int l = 0; l < kLanes; ++l) first[l] = second[l] = -kInfinity;
-  const int64_t whole = classes / kLanes * kLanes;
-  for (int64_t i = 0; i < whole; i += kLanes) {
+  for (int64_t i = 0; i < groups * kLanes; i += kLanes) {
     FASTQAT_INDEPENDENT
     for (int l = 0; l < kLanes; ++l) {
       const float x = widen(source[i + l]);
@@ -84,6 +68,15 @@ FASTQAT_INLINE void load_row(const char* row, int64_t classes, LogitRow& out) {
       first[l] = larger(x, first[l]);
     }
   }
+}
+
+template <class T>
+FASTQAT_INLINE void load_row(const char* row, int64_t classes, LogitRow& out) {
+  const T* __restrict source = reinterpret_cast<const T*>(row);
+  float* __restrict logits = out.logits;
+  float first[kLanes], second[kLanes];
+  const int64_t whole = classes / kLanes * kLanes;
+  load_groups(source, whole / kLanes, logits, first, second);
   if (whole < classes) {
     for (int l = 0; l < kLanes; ++l) logits[whole + l] = -kInfinity;
     for (int64_t i = whole; i < classes; ++i) logits[i] = widen(source[i]);
@@ -95,6 +88,8 @@ FASTQAT_INLINE void load_row(const char* row, int64_t classes, LogitRow& out) {
   fold_top_two<kLanes / 2>(first, second);
   out.top = first[0];
   out.second = second[0];
+  if (whole < classes)
+    for (int64_t i = classes; i < whole + kLanes; ++i) logits[i] = padding(out.top);
 }
 
 FASTQAT_INLINE void load_row(const LogitMatrix& matrix, int64_t i, int64_t classes, LogitRow& out) {
@@ -121,90 +116,52 @@ FASTQAT_INLINE double count_ties(const LogitRow& row, int64_t groups) {
 // 0, or NaN where the top is none: a row of NaN, of -inf, or with +inf.
 FASTQAT_INLINE double no_number(const LogitRow& row) { return static_cast<double>(row.top) - row.top; }
 
+FASTQAT_INLINE StudentSums finish_sums(const LogitRow& row, const StudentParts& parts, int64_t groups) {
+  const double rest = parts.rest + no_number(row), ties = count_ties(row, groups);
+  return {rest, parts.rest_sq, parts.weighted, ties, ties + rest, std::log1p(ties - 1 + rest)};
+}
+
+// Calls step(g, few, many) for every group g: `few` and `many` are fp32 lanes of the sums with the same names, which get them after
+// kFewGroups and after kGroups groups: the fewer, the smaller the rounding errors.
+template <int kFewSums, int kManySums, class Step>
+FASTQAT_INLINE void add_groups(int64_t groups, LaneSums<kFewSums>& few_sums, LaneSums<kManySums>& many_sums, const Step& step) {
+  for (int64_t block = 0; block < groups; block += kGroups) {
+    const int64_t block_end = block + kGroups < groups ? block + kGroups : groups;
+    float many[kManySums][kLanes] = {};
+    for (int64_t begin = block; begin < block_end; begin += kFewGroups) {
+      const int64_t end = begin + kFewGroups < block_end ? begin + kFewGroups : block_end;
+      float few[kFewSums][kLanes] = {};
+      for (int64_t g = begin; g < end; ++g) step(g, few, many);
+      few_sums.add(few);
+    }
+    many_sums.add(many);
+  }
+}
+
 // next_row is fetched into the cache while this row is worked on.
 FASTQAT_INLINE StudentSums add_exponents(const LogitRow& row, const char* next_row, int64_t group_bytes, int64_t groups) {
+#if FASTQAT_X86_LEVELS
+  if (cpu_level() == Level::avx512) return finish_sums(row, avx512::add_student(row, next_row, group_bytes, groups), groups);
+#endif
   const float* __restrict logits = row.logits;
   float* __restrict exps = row.exps;
   const float top = row.top;
-  LaneSums<3> sums;
-  for (int64_t block = 0; block < groups; block += kGroups) {
-    const int64_t end = block + kGroups < groups ? block + kGroups : groups;
-    float part[3][kLanes] = {};
-    for (int64_t g = block; g < end; ++g) {
-      __builtin_prefetch(next_row + g * group_bytes);
-      FASTQAT_INDEPENDENT
-      for (int l = 0; l < kLanes; ++l) {
-        const float d = logits[g * kLanes + l] - top;
-        const float e = exp_nonpositive(d);
-        const float below_top = keep_if(!(d >= 0.0f), e);  // NaN goes into the sum
-        exps[g * kLanes + l] = e;
-        part[0][l] += below_top;
-        part[1][l] += below_top * below_top;
-        part[2][l] += keep_if(e > 0.0f, e * d);
-      }
+  LaneSums<1> few_sums;
+  LaneSums<2> many_sums;
+  add_groups(groups, few_sums, many_sums, [&](int64_t g, float (&few)[1][kLanes], float (&many)[2][kLanes]) FASTQAT_INLINE_LAMBDA {
+    __builtin_prefetch(next_row + g * group_bytes);
+    FASTQAT_INDEPENDENT
+    for (int l = 0; l < kLanes; ++l) {
+      const float d = logits[g * kLanes + l] - top;
+      const float bounded = larger(kExpLeast, d), e = exp_bounded(bounded);
+      const float below_top = keep_if(!(d >= 0.0f), e);  // NaN goes into the sum
+      exps[g * kLanes + l] = e;
+      few[0][l] += below_top;
+      many[0][l] = fused(below_top, below_top, many[0][l]);
+      many[1][l] = fused(e, bounded, many[1][l]);
     }
-    sums.add(part);
-  }
-  const double rest = sums.total(0) + no_number(row), ties = count_ties(row, groups);
-  return {rest, sums.total(1), sums.total(2), ties, ties + rest, std::log1p(ties - 1 + rest)};
-}
-
-struct TeacherSums {
-  double total;  // sum of e_j of the teacher, built like the student's: equal rows give equal sums
-  double cross;  // sum of e_j of the teacher times (z_j - top) of the student
-};
-
-FASTQAT_INLINE TeacherSums add_exponents(const LogitRow& row, const LogitRow& student, const char* next_row, int64_t group_bytes,
-                                         int64_t groups) {
-  const float* __restrict logits = row.logits;
-  const float* __restrict student_logits = student.logits;
-  float* __restrict exps = row.exps;
-  const float top = row.top, student_top = student.top;
-  LaneSums<2> sums;
-  for (int64_t block = 0; block < groups; block += kGroups) {
-    const int64_t end = block + kGroups < groups ? block + kGroups : groups;
-    float part[2][kLanes] = {};
-    for (int64_t g = block; g < end; ++g) {
-      __builtin_prefetch(next_row + g * group_bytes);
-      FASTQAT_INDEPENDENT
-      for (int l = 0; l < kLanes; ++l) {
-        const float d = logits[g * kLanes + l] - top;
-        const float e = exp_nonpositive(d);
-        exps[g * kLanes + l] = e;
-        part[0][l] += keep_if(!(d >= 0.0f), e);
-        part[1][l] += keep_if(e > 0.0f, e * (student_logits[g * kLanes + l] - student_top));
-      }
-    }
-    sums.add(part);
-  }
-  const double rest = sums.total(0) + no_number(row);
-  return {count_ties(row, groups) + rest, sums.total(1)};
-}
-
-FASTQAT_INLINE Agreement add_agreement(const LogitRow& student, const LogitRow& teacher, float to_p, float to_t, double shift,
-                                       int64_t groups) {
-  const float* __restrict z = student.logits;
-  const float* __restrict zt = teacher.logits;
-  const float* __restrict e = student.exps;
-  const float* __restrict et = teacher.exps;
-  const float shift_high = static_cast<float>(shift), shift_low = static_cast<float>(shift - shift_high);
-  LaneSums<4> sums;
-  for (int64_t block = 0; block < groups; block += kGroups) {
-    const int64_t end = block + kGroups < groups ? block + kGroups : groups;
-    float part[4][kLanes] = {};
-    for (int64_t g = block; g < end; ++g)
-      for (int l = 0; l < kLanes; ++l) {
-        const int64_t i = g * kLanes + l;
-        const float p = e[i] * to_p;
-        const ClassAgreement at = compare_class(z[i], zt[i], p, et[i] * to_t, shift_high, shift_low);
-        part[0][l] += at.difference;
-        part[1][l] += at.difference * at.difference;
-        part[2][l] += at.difference * p;
-        part[3][l] += at.divergence;
-      }
-    sums.add(part);
-  }
-  return {sums.total(0), sums.total(1), sums.total(2), sums.total(3)};
+  });
+  return finish_sums(row, {few_sums.total(0), many_sums.total(0), many_sums.total(1)}, groups);
 }
 
 }  // namespace fastqat

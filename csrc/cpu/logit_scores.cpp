@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "levels.h"
-#include "logit_rows.h"
+#include "logit_pairs.h"
 #include "logit_soft.h"
 
 namespace fastqat {
@@ -58,7 +58,7 @@ void no_target(const Job& job, int64_t i) {
 void finish_target(const Job& job, const LogitRow& row, const StudentSums& sums, int64_t i) {
   const int64_t target = job.targets[i];
   if (target < 0 || target >= job.classes) return no_target(job, i);
-  const double d = static_cast<double>(row.logits[target]) - row.top, e = std::exp(d);
+  const double d = static_cast<double>(row.logits[target]) - row.top, e = row.exps[target];
   const bool on_top = d == 0;
   const double others = sums.rest + (on_top ? sums.ties - 1 : sums.ties - e);
   const double others_sq = sums.rest_sq + (on_top ? sums.ties - 1 : sums.ties - e * e);
@@ -87,28 +87,10 @@ void finish_student(const Job& job, const LogitRow& row, const StudentSums& sums
   job.margin[i] = static_cast<float>(-std::expm1(static_cast<double>(row.second) - row.top) / total);
 }
 
-void finish_teacher(const Job& job, const StudentSums& student, const TeacherSums& teacher, const Agreement& sums, double ds_sq,
-                    int64_t i) {
-  job.ds[i] = static_cast<float>(ds_sq < 0 ? 0.0 : std::sqrt(ds_sq));
-  job.res[i] = static_cast<float>(sums.divergence < 0 ? 0.0 : sums.divergence);
-  job.kd[i] = static_cast<float>(student.log_total - teacher.cross / teacher.total);
-}
-
-// The normalisers are fp32-accurate. Where student and teacher agree so closely that this shows, sum(p - t) tells by how much log p is
-// off, and the comparison runs once more.
-FASTQAT_INLINE void compare_rows(const Job& job, const LogitRow& student, const LogitRow& teacher, const StudentSums& student_sums,
-                                 const TeacherSums& teacher_sums, int64_t groups, int64_t i) {
-  const double total = student_sums.total, p_sq = (student_sums.ties + student_sums.rest_sq) / (total * total);
-  const float to_p = static_cast<float>(1 / total), to_t = static_cast<float>(1 / teacher_sums.total);
-  double shift = static_cast<double>(student.top) - teacher.top + std::log(total / teacher_sums.total), ds_sq = 0;
-  Agreement sums{};
-  for (int attempt = 0; attempt < 2; ++attempt) {
-    sums = add_agreement(student, teacher, to_p, to_t, shift, groups);
-    ds_sq = sums.corrected_sq(p_sq);
-    if (!(ds_sq < 0.01 * sums.difference_sq)) break;
-    shift += std::log1p(sums.difference);
-  }
-  finish_teacher(job, student_sums, teacher_sums, sums, ds_sq, i);
+void finish_teacher(const Job& job, const StudentSums& student, const Comparison& at, int64_t i) {
+  job.ds[i] = static_cast<float>(at.distance_sq < 0 ? 0.0 : std::sqrt(at.distance_sq));
+  job.res[i] = static_cast<float>(at.divergence < 0 ? 0.0 : at.divergence);
+  job.kd[i] = static_cast<float>(student.log_total - at.cross);
 }
 
 FASTQAT_INLINE void score_rows(const Job& job, int64_t begin, int64_t end) {
@@ -125,7 +107,7 @@ FASTQAT_INLINE void score_rows(const Job& job, int64_t begin, int64_t end) {
     load_row(job.teacher, i, job.classes, teacher);
     const char* const next_row = job.teacher.row(next);
     const TeacherSums teacher_sums = add_exponents(teacher, student, next_row, job.teacher.group_bytes(), scratch.groups);
-    compare_rows(job, student, teacher, sums, teacher_sums, scratch.groups, i);
+    finish_teacher(job, sums, compare_rows(student, teacher, sums, teacher_sums, scratch.groups), i);
   }
 }
 

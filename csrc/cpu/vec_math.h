@@ -1,5 +1,5 @@
-// Elementary functions for plain loops over fp32. Without branches, tables or fused multiply-adds: a compiler vectorises them at any
-// width, and every width gives the same bits. Coefficients: minimax fits (Remez) of this project, error of each fit in its comment.
+// Elementary functions for plain loops over fp32. Without branches or tables: a compiler vectorises them at any width, and every width
+// gives the same bits. Coefficients: minimax fits (Remez) of this project, error of each fit in its comment.
 #pragma once
 
 #include "../logit_element.h"
@@ -12,20 +12,33 @@
 #define FASTQAT_INDEPENDENT _Pragma("GCC ivdep")
 #endif
 
+// A lambda that is compiled for the level of the function around it.
+#define FASTQAT_INLINE_LAMBDA __attribute__((always_inline))
+
 namespace fastqat {
 
-// exp(x) for x <= 0: error at most 1.2 ulp, exactly 1 at 0, 0 below -87.3 (where fp32 would become denormal), NaN for NaN.
-// x = n ln 2 + r, |r| <= ln 2 / 2; exp(r) = 1 + r + r^2 P(r), fit 3.3e-9. Adding 1.5 * 2^23 leaves n in the low bits of the sum.
-FASTQAT_INLINE float exp_nonpositive(float x) {
-  const float shifted = x * 0x1.715476p+0f + 0x1.8p+23f;
-  const float n = shifted - 0x1.8p+23f;
-  const float r = (x - n * 0x1.63p-1f) - n * -0x1.bd0106p-13f;  // ln 2 in two parts: n times the first is exact
-  const float r2 = r * r;
-  const float low = 0x1.55548ap-3f * r + 0x1.fffffcp-2f;
-  const float high = 0x1.123fc6p-7f * r + 0x1.555916p-5f;
-  const float value = (((0x1.6a1a76p-10f * r2 + high) * r2 + low) * r2 + r) + 1.0f;
-  const float power = from_bits((to_bits(shifted) << 23) + 0x3f800000u);
-  return keep_if(!(x < -87.3f), value * power);
+// a * b + c, rounded once, so that every level gives the same bits: one instruction, but at the baseline of x86 a call.
+FASTQAT_INLINE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+
+constexpr float kExpLeast = -88.0f;               // exp_bounded is 0 from -87.7 down
+constexpr float kExpScale = 0x1.715476p+0f;       // 1 / ln 2
+constexpr float kExpMagic = 0x1.8p+23f + 127.0f;  // added to n, it leaves the exponent of 2^n in the low bits of the sum
+constexpr float kLn2High = 0x1.63p-1f, kLn2Low = -0x1.bd0106p-13f;
+constexpr float kExpTerms[] = {0x1.fffffcp-2f, 0x1.55548ap-3f, 0x1.555916p-5f, 0x1.123fc6p-7f, 0x1.6a1a76p-10f};
+
+// exp(x) for kExpLeast <= x <= 0: error at most 1.2 ulp where it is no denormal, exactly 1 at 0, NaN for NaN.
+// x = n ln 2 + r, |r| <= ln 2 / 2; exp(r) = 1 + r + r^2 P(r), fit 3.3e-9.
+FASTQAT_INLINE float exp_bounded(float x) {
+  const float shifted = fused(x, kExpScale, kExpMagic);
+  const float n = shifted - kExpMagic;
+  const float r = fused(-n, kLn2Low, fused(-n, kLn2High, x)), r2 = r * r;
+  const float low = fused(r, kExpTerms[1], kExpTerms[0]);
+  const float high = fused(r2, kExpTerms[4], fused(r, kExpTerms[3], kExpTerms[2]));
+  const float value = fused(fused(high, r2, low), r2, r) + 1.0f;
+  return value * from_bits(to_bits(shifted) << 23);
 }
+
+// The same for any x <= 0.
+FASTQAT_INLINE float exp_nonpositive(float x) { return exp_bounded(kExpLeast > x ? kExpLeast : x); }
 
 }  // namespace fastqat

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,6 +147,20 @@ def test_any_row_stride(backend: str, device: str) -> None:
             assert_same_bits(values, getattr(want, name)[:1].expand(9), name)
 
 
+@everywhere
+def test_row_stride_of_more_than_32_bits(backend: str, device: str, tmp_path: Path) -> None:
+    if device != "cpu":
+        pytest.skip("takes 4 GB of its memory")
+    # A file with a hole: two rows 2³¹ elements apart that take no memory between them.
+    size = 2**31 + 64
+    with open(tmp_path / "hole", "wb") as handle:
+        handle.truncate(2 * size)
+    rows = torch.from_file(str(tmp_path / "hole"), shared=True, size=size, dtype=torch.float16).as_strided((2, 32), (2**31, 1))
+    logits = rows.copy_(torch.randn(2, 32)).contiguous()
+    with fq.use_backend(backend):
+        assert_same_scores(scored(device, rows, None, logits), scored(device, logits, None, logits))
+
+
 @pytest.mark.parametrize("classes", [1, 5])
 @everywhere
 def test_no_rows(backend: str, device: str, classes: int) -> None:
@@ -216,7 +231,8 @@ def test_same_bits_for_threads_and_instruction_sets(dtype: torch.dtype, rows: in
 
 def test_scores_are_detached() -> None:
     logits, teacher = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
-    assert not any(values.requires_grad for _, values in all_fields(logit_scores(logits, torch.tensor([0, 1, 2, 0]), teacher)))
+    for targets in (torch.tensor([0, 1, 2, 0]), torch.rand(4, 3, requires_grad=True)):
+        assert not any(values.requires_grad for _, values in all_fields(logit_scores(logits, targets, teacher)))
 
 
 def test_autocast_changes_nothing() -> None:

@@ -93,9 +93,12 @@ def logit_scores(logits: Tensor, targets: Tensor | None = None, teacher_logits: 
 
     Error at most 1e-5 of the value + 1e-12, for logits up to ±1e4 and up to 100 000 classes, near agreement with the teacher and near
     certainty too: evs is √((Σ_{j≠y} p_j)² + Σ_{j≠y} p_j²), never built from 1 − p_y. On the CPU the bits depend neither on the number
-    of threads nor on the instruction set. Classes may be masked with −inf. A row that holds NaN or +inf, or nothing but −inf,
-    gets NaN scores and ``correct = False``; nothing is raised. So do loss, evs and correct of a row whose soft target holds a number that
-    is negative, infinite or NaN and, on another device than the CPU, of a row whose target is no class: raising would wait for the device.
+    of threads nor on the instruction set. Classes may be masked with −inf, or with ``torch.finfo(dtype).min`` where a class
+    of the row is left: a row of nothing but that is outside of the range above, and the backends differ on it. Probabilities below 1e-38
+    may count as 0, so that kd is finite where the student excludes what the teacher gives such a one. A row that holds NaN or +inf, or
+    nothing but −inf, gets NaN scores and ``correct = False``; nothing is raised. So do loss, evs and correct of a row whose soft target
+    holds a number that is negative, infinite or NaN and, on another device than the CPU, of a row whose target is no class: raising would
+    wait for the device.
 
     Args:
         logits: ``[N, C]``, C ≥ 1; float32, bfloat16, float16 (float64 on the reference backend). Rows at any stride are read in place;
@@ -125,5 +128,5 @@ def logit_scores(logits: Tensor, targets: Tensor | None = None, teacher_logits: 
     """
     check_inputs(logits, targets, teacher_logits)
     names = field_names(targets is not None, teacher_logits is not None)
-    detached = None if teacher_logits is None else teacher_logits.detach()
-    return LogitScores(**dict(zip(names, op.logit_scores(logits.detach(), targets, detached), strict=True)))
+    given = (None if t is None else t.detach() for t in (logits, targets, teacher_logits))
+    return LogitScores(**dict(zip(names, op.logit_scores(*given), strict=True)))

@@ -43,7 +43,8 @@ def score_rows_kernel(
     """A program owns ROWS samples and holds their rows in registers: COLUMNS ≥ classes. What is read again comes PART classes at a time."""
     index = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     row, exists, column, classes = index[:, None], index < samples, tl.arange(0, COLUMNS)[None, :], units * UNIT
-    strides = (logits_stride * UNIT, teacher_stride * UNIT, soft_stride * UNIT)
+    unit = tl.full([], UNIT, tl.int64)  # a row stride may exceed 32 bits
+    strides = (logits_stride * unit, teacher_stride * unit, soft_stride * unit)
     z = load_tile(logits_ptr, strides[0], row, exists[:, None], column, classes)
     if teacher_ptr is not None:
         zt = load_tile(teacher_ptr, strides[1], row, exists[:, None], column, classes)
@@ -85,7 +86,8 @@ def score_long_rows_kernel(
     """A program owns one sample, and reads STEPS · LANES classes at a time; what is read again, PART at a time."""
     index = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     row, exists, classes = index[:, None], index < samples, units * UNIT
-    strides = (logits_stride * UNIT, teacher_stride * UNIT, soft_stride * UNIT)
+    unit = tl.full([], UNIT, tl.int64)  # a row stride may exceed 32 bits
+    strides = (logits_stride * unit, teacher_stride * unit, soft_stride * unit)
     given = (logits_ptr, strides[0], teacher_ptr, strides[1], soft_ptr, strides[2], targets_ptr)
     own, teacher = lane_sums(given, row, classes, STEPS, LANES)
     if teacher_ptr is not None:
