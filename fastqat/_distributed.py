@@ -1,17 +1,20 @@
-"""Several processes: which one this is, their start, and the few exchanges that selection and training need. One process exchanges nothing.
+"""Several processes: which one this is, and the few exchanges that selection and training need. One process exchanges nothing.
 
-Every exchange is called by all processes in the same order. One that fails because another process is gone raises `ProcessError`; nothing
-waits longer than `TIMEOUT`.
+Every exchange is called by all processes in the same order. One that fails because another process is gone raises `ProcessError`, and so
+does every later one of the same group: they would be out of step. Nothing waits longer than the timeout of the group.
 """
 
 from __future__ import annotations
 
+import atexit
+import math
 import os
-import time
+import re
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -22,13 +25,16 @@ from fastqat._errors import FastqatError, InputError, ProcessError
 
 T = TypeVar("T")
 
-# The longest wait for another process. One that dies is noticed at once; this ends the wait for one that hangs.
-TIMEOUT = timedelta(minutes=30)
-# The wait, in seconds, for the others to fail too, so that all exit by themselves before torchrun ends those that are left.
-_LEAVE = 3.0
+# The longest wait for another process, in seconds, where the environment's FASTQAT_TIMEOUT does not say it. One that dies is noticed at
+# once; this ends the wait for one that hangs, and for one that has that much more to do than the others.
+TIMEOUT = 1800.0
 # Groups that were started, kept to the end of the process: where the last reference is that of DistributedDataParallel, freeing it waits
 # with Python's lock for a thread of gloo that waits for the lock.
-_KEPT: list[Any] = []
+KEPT: list[Any] = []
+# Groups with an exchange that raised: what their processes would exchange next are different things.
+_TORN: list[Any] = []
+# The file of gloo that a failed exchange names at the start of its message. nccl's errors have a class.
+_OF_GLOO = re.compile(r"gloo/\S+\.\w+:\d+\]")
 
 
 class World(NamedTuple):
@@ -45,113 +51,100 @@ def world() -> World:
     return World(0, 1)
 
 
-def took_part() -> bool:
-    """Whether `started` made this process one of several."""
-    return bool(_KEPT)
-
-
-def asked_for() -> int:
-    """The number of processes that the environment speaks of (torchrun's WORLD_SIZE); 1 without it.
+def timeout() -> timedelta:
+    """The longest wait for another process in groups that `started` starts: ``FASTQAT_TIMEOUT`` seconds, 30 minutes without it.
 
     Raises:
-        InputError: WORLD_SIZE is no number.
+        InputError: FASTQAT_TIMEOUT is no number above 0.
     """
-    processes = os.environ.get("WORLD_SIZE") or "1"
-    if not processes.isdecimal():
-        raise InputError(f"the environment says WORLD_SIZE={processes}; torchrun sets it to the number of processes; unset it otherwise")
-    return int(processes)
+    text = os.environ.get("FASTQAT_TIMEOUT") or str(TIMEOUT)
+    with suppress(ValueError, OverflowError):
+        if math.isfinite(seconds := float(text)) and seconds > 0:
+            return timedelta(seconds=seconds)
+    raise InputError(f"the environment says FASTQAT_TIMEOUT={text}; accepted: seconds above 0 to wait for another process, such as 7200")
 
 
-@contextmanager
-def started() -> Iterator[World]:
-    """Run the block in the process group of torchrun's environment: gloo for tensors on the CPU, nccl for those on GPUs.
-
-    Without torchrun, or where a group is there already, the block runs as it is. When it fails, the first process to fail raises its
-    error as it is, and the others raise `ProcessError` with ``told=True``, so that one message is enough. All wait a moment for each
-    other before they leave.
-
-    Raises:
-        InputError: the environment is not that of torchrun, or the processes cannot reach each other.
-        ProcessError: another process failed or is gone.
-    """
-    if (dist.is_available() and dist.is_initialized()) or asked_for() == 1:
-        yield world()
-        return
-    store = _start()
-    try:
-        yield world()
-    except BaseException as error:
-        first = _end(store, error)
-        if first is None or isinstance(error, SystemExit):
-            raise
-        raise ProcessError(first, told=True) from error
-    dist.destroy_process_group()
-
-
-def _start() -> dist.Store:
-    """Initialise the default group; returns a store of its own beside it, which outlives a process that dies."""
-    if not dist.is_available():
-        raise InputError("this torch has no torch.distributed; start without torchrun, or install a torch that has it")
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    try:
-        store, rank, size = _meeting()
-        mine = dist.PrefixStore(f"fastqat/{len(_KEPT)}", store)  # a second start must not find the addresses of the first
-        dist.init_process_group(backend, store=dist.PrefixStore("group", mine), rank=rank, world_size=size, timeout=TIMEOUT)
-        _KEPT.append(dist.group.WORLD)
-    except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        told = f"the environment says WORLD_SIZE={asked_for()}, but the processes cannot find each other ({reason})"
-        raise InputError(f"{told}; start them with torchrun, or unset WORLD_SIZE") from error
-    return mine
-
-
-@cache
-def _meeting() -> tuple[dist.Store, int, int]:
-    """The store where the processes of torchrun meet, this process's rank, and their number."""
-    return next(dist.rendezvous("env://", timeout=TIMEOUT))
-
-
-def _end(store: dist.Store, error: BaseException) -> str | None:
-    """Tell the others of `error`, leave the group, and wait for them to fail too; the message of one that failed before, else None."""
-    here = world()
-    message = str(error) if isinstance(error, ProcessError) else f"process {here.rank} of {here.size} failed: {_one_line(error)}"
-    rank, told = "", ""
-    with suppress(RuntimeError):  # the store is gone with its process
-        rank, _, told = store.compare_set("failed", "", f"{here.rank} {message}").decode().partition(" ")
-    with suppress(RuntimeError):
-        _KEPT[-1].abort()  # nccl would first wait for what the others will not do
-    dist.destroy_process_group()
-    with suppress(RuntimeError):
-        deadline, left = time.monotonic() + _LEAVE, store.add("left", 1)
-        while left < here.size and time.monotonic() < deadline:
-            time.sleep(0.02)
-            left = store.add("left", 0)
-    return told if rank not in ("", str(here.rank)) else None
-
-
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, FastqatError) and text else f"{type(error).__name__}: {text}"
 
 
 @contextmanager
 def exchanging() -> Iterator[None]:
-    """Run an exchange; when it fails because another process is gone, say so.
+    """Run a block that exchanges, such as the training of a model in `DistributedDataParallel`.
+
+    Where it raises the processes are out of step: the group is given up, so that no later exchange mixes what does not belong together,
+    and that the other processes need not wait for the end of this one. An error of the block's own stays as it is.
 
     Raises:
-        ProcessError: in place of gloo's and nccl's errors.
+        ProcessError: in place of gloo's and nccl's errors, which say that another process is gone; or the group was given up before.
     """
+    here = world()
+    if any(group is dist.group.WORLD for group in _TORN):
+        raise ProcessError(f"process {here.rank} of {here.size} is out of step after an earlier error; start all of them again")
     try:
         yield
-    except RuntimeError as error:
-        lost = isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection" in str(error)
-        if isinstance(error, FastqatError) or not lost:
+    except BaseException as error:
+        message = _lost(error)
+        _give_up()
+        if message is None:
             raise
-        here = world()
-        raise ProcessError(
-            f"process {here.rank} of {here.size} lost contact with another one, which ended or does not answer; look for its message or "
-            "for a lack of memory, and start all of them again"
-        ) from error
+        raise ProcessError(message) from error
+
+
+def _lost(error: BaseException) -> str | None:
+    """What to say where `error` means that another process is gone; None for all other errors."""
+    reason = " ".join(str(error).split())
+    if not isinstance(error, dist.DistError) and not (type(error) is RuntimeError and _OF_GLOO.search(reason)):
+        return None
+    here = world()
+    own = any(group is dist.group.WORLD for group in KEPT)
+    limit = f"{timeout().total_seconds():g} s (FASTQAT_TIMEOUT)" if own else "the timeout that init_process_group was given"
+    return (
+        f"process {here.rank} of {here.size} lost contact with another one, which ended, or was waited for longer than {limit}; look for "
+        f"its message or for a lack of memory, and start all of them again ({reason[:200]})"
+    )
+
+
+def _give_up() -> None:
+    """No more exchanges in the default group; the other processes notice at once, unless `started` has still to tell them why."""
+    group = dist.group.WORLD
+    if group is None or any(group is torn for torn in _TORN):
+        return
+    _TORN.append(group)
+    if not any(group is own for own in KEPT):
+        with suppress(RuntimeError):
+            group.abort()
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    """Leave a group that was given up while Python still runs: its threads, when they outlive that, can abort the process."""
+    if dist.is_initialized() and any(dist.group.WORLD is torn for torn in _TORN):
+        _TORN.clear()
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Run an exchange whole: a handler of SIGCHLD is called at its end, and cannot raise.
+
+    That of `DataLoader` raises wherever the program is when a worker was killed. The loader finds that worker at its next batch too.
+    """
+    handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    calls: list[Any] = []
+    signal.signal(signal.SIGCHLD, lambda *call: calls.append(call))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+        if calls:
+            with suppress(RuntimeError):
+                handler(*calls[-1])
 
 
 @contextmanager
@@ -170,15 +163,20 @@ def all_succeed() -> Iterator[None]:
         return
     failure: Exception | None = None
     try:
-        yield
-    except Exception as error:
-        failure = error
-    told = gather_objects(None if failure is None else _one_line(failure))
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        told = gather_objects(None if failure is None else one_line(failure))
+    except BaseException:  # a process that is to end, or has lost another, tells nothing
+        _give_up()
+        if failure is None:
+            raise
     if failure is not None:
         raise failure
     for rank, message in enumerate(told):
         if message is not None:
-            raise ProcessError(f"process {rank} of {len(told)} failed: {message}")
+            raise ProcessError(f"process {rank} of {len(told)} failed: {message}", rank=rank)
 
 
 def on_first(call: Callable[[], T]) -> T:
@@ -207,7 +205,7 @@ def gather_rows(part: Tensor) -> list[Tensor]:
     if here.size == 1:
         return [part.cpu()]
     device = _device()
-    with exchanging():
+    with _undisturbed(), exchanging():
         counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(here.size)]
         dist.all_gather(counts, torch.tensor([len(part)], device=device))
         lengths = [int(count) for count in counts]
@@ -228,7 +226,7 @@ def gather_objects(value: Any) -> list[Any]:
     here = world()
     values = [value] * here.size
     if here.size > 1:
-        with exchanging():
+        with _undisturbed(), exchanging():
             dist.all_gather_object(values, value)
     return values
 
@@ -244,6 +242,6 @@ def from_first(value: T) -> T:
     if world().size == 1:
         return value
     box = [value]
-    with exchanging():
+    with _undisturbed(), exchanging():
         dist.broadcast_object_list(box, src=0)
     return box[0]

@@ -26,8 +26,8 @@ class BackendError(FastqatError, RuntimeError):
 
 
 class ProcessError(FastqatError, RuntimeError):
-    """Another process failed or is gone; `told` when that one says so itself."""
+    """Another process failed or is gone; `told` when that one says so itself, `rank`: which one, where that is known."""
 
-    def __init__(self, message: str, told: bool = False):
+    def __init__(self, message: str, told: bool = False, rank: int | None = None):
         super().__init__(message)
-        self.told = told
+        self.told, self.rank = told, rank

@@ -13,8 +13,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fastqat._distributed import asked_for, started, took_part, world
+from fastqat._distributed import world
 from fastqat._errors import FastqatError, InputError, ProcessError
+from fastqat._flag_names import in_flags
+from fastqat._torchrun import asked_for, started, took_part
 from fastqat.train.config import TrainConfig, TrainFlags
 from fastqat.train.folder import saved_config
 
@@ -28,9 +30,11 @@ class ScoreArgs:
     run: Annotated[Path, tyro.conf.Positional]
     """Run directory, such as runs/NAME."""
     scores: tuple[str, ...] | None = None
-    """Names of scores: evs, ds, res, grand, entropy, confidence, margin, loss, ...; default: evs ds, with folds: evs loss margin."""
+    """Names of scores: evs, ds, res, grand, entropy, confidence, margin, loss, ...; aum, forgetting, ... are those of the float training;
+    default: evs ds, with folds: evs loss margin."""
     features: str | None = None
-    """Keep features too, for selectors that compare samples: embedding, error, gradient, probabilities, or the name of a module."""
+    """Keep features too, for selectors that compare samples: embedding, error, gradient, scale_grads, probabilities, or the name of a
+    module, whose input it is."""
     folds: int | None = None
     """Score every sample with a float model that has not seen it: train one on the other parts for each of N parts; tells wrong labels."""
     data: str | None = None
@@ -38,12 +42,14 @@ class ScoreArgs:
     split: Literal["pool", "train", "test"] = "pool"
     """pool: the samples that the run chose from, in the order of its selections; train, test: the whole training or test set."""
     checkpoint: Path | None = None
-    """Checkpoint; default: the run's best."""
+    """Checkpoint of the model to score with; default: the run's best. (A pass that was killed goes on by itself, from OUTPUT.progress.)"""
     output: Path | None = None
     """File of the table, .npz, .parquet or .safetensors: index, label, every score; default: RUN/scores_SPLIT.npz, with folds
     RUN/scores_SPLIT_foldsN.npz."""
     teacher_cache: Path | None = None
     """File that keeps the float model's logits: scoring the same data again then runs the quantized model only."""
+    max_gib: float = 2.0
+    """Most GiB of memory for features, those included that scores compare samples by."""
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda, ..."""
     progress: bool = True
@@ -97,14 +103,15 @@ def score_command(args: ScoreArgs) -> None:
     given: dict[str, Any] = {"data": args.data, "device": args.device, "progress": args.progress}
     if args.folds is not None:
         defaults = ScoreArgs(args.run)
-        names = ("features", "teacher_cache", "checkpoint", "split")
+        names = ("features", "teacher_cache", "checkpoint", "split", "max_gib")
         if wrong := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != getattr(defaults, name)]:
             raise InputError(
                 f"--folds trains float models on parts of the pool and keeps their probabilities; leave out {', '.join(wrong)}"
             )
         table = score_folds(args.run, args.folds, args.scores, say=_say, **given)
     else:
-        given |= {"split": args.split, "checkpoint": args.checkpoint, "features": args.features, "teacher_cache": args.teacher_cache}
+        given |= {name: getattr(args, name) for name in ("split", "checkpoint", "features", "teacher_cache")}
+        given |= {"max_bytes": _bytes(args.max_gib), "resume": output.with_name(output.name + ".progress")}
         table = score_run(args.run, args.scores, **given)
     if world().rank == 0:
         table.save(output)
@@ -112,6 +119,12 @@ def score_command(args: ScoreArgs) -> None:
     if args.folds is not None:
         print_issues(table)
     _say(f"saved: {output}")
+
+
+def _bytes(gib: float) -> int:
+    if not 0 < gib < 2**30:
+        raise InputError(f"max_gib must be a positive number of GiB; got {gib}")
+    return int(gib * 2**30)
 
 
 def report_command(args: ReportArgs) -> None:
@@ -190,17 +203,22 @@ def _parse_bench(argv: Sequence[str]) -> Any:
 
 @dataclass(frozen=True)
 class Command:
-    """One command: reads its arguments, does it, what ``fastqat --help`` says about it, and whether torchrun may start it."""
+    """One command: reads its arguments, does it, what ``fastqat --help`` says about it, whether torchrun may start it, and the dataclass of
+    its flags, where messages of the library name them as arguments of Python.
+    """
 
     parse: Callable[[Sequence[str]], Any]
     run: Callable[[Any], None]
     about: str
     several: bool = False
+    flags: Any = None
 
 
 COMMANDS: dict[str, Command] = {
-    "train": Command(_parse_train, train_command, "train a quantized network on a chosen part of the data", several=True),
-    "score": Command(_parser(ScoreArgs, "score"), score_command, "score every sample of a data set with the model of a run", several=True),
+    "train": Command(_parse_train, train_command, "train a quantized network on a chosen part of the data", True, TrainFlags),
+    "score": Command(
+        _parser(ScoreArgs, "score"), score_command, "score every sample of a data set with the model of a run", True, ScoreArgs
+    ),
     "report": Command(_parser(ReportArgs, "report"), report_command, "write the report of a run, or compare several"),
     "demo": Command(_parser(DemoArgs, "demo"), demo_command, "digits in a minute or two: all data, a random tenth, the ACS tenth"),
     "bench": Command(_parse_bench, bench_command, "measure speed and memory against a copy and other packages"),
@@ -252,7 +270,7 @@ def _run(command: Command, argv: Sequence[str]) -> int:
     except (FastqatError, ValueError, TypeError, OSError) as error:
         if os.environ.get("FASTQAT_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {in_flags(' '.join(str(error).split()), command.flags)}", file=sys.stderr)
         return EXIT_ERROR
     return 0
 

@@ -15,6 +15,7 @@ from fastqat._errors import CheckpointError, InputError
 from fastqat._files import atomic_path
 from fastqat.integrations.sampler import EpochSampler
 from fastqat.selection.policies import SelectionPolicy
+from fastqat.selection.sampler import SAMPLE_INDEX, IndexedDataset
 
 try:
     from transformers import TrainerCallback
@@ -22,23 +23,17 @@ try:
 except ImportError as error:
     raise ImportError(f"fastqat.integrations.transformers needs transformers, which does not import ({error})") from error
 
-INDEX, STATE = "sample_index", "selection.pt"
+STATE = "selection.pt"
 
 
-class WithIndex(Dataset):
-    """The samples of `dataset`, mappings, each with its position under ``"sample_index"``; `SelectionMixin` takes it out of the batches."""
-
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
+class _IndexedMappings(IndexedDataset):
+    """As `IndexedDataset`, of mappings only: `SelectionMixin` takes the index out of the batches again."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.dataset[index]
-        if not isinstance(sample, Mapping):
-            raise InputError(f"samples must be mappings, such as {{'input_ids': ..., 'labels': ...}}; got {type(sample).__name__}")
-        return {**sample, INDEX: index}
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]  # Dataset declares no __len__
+        sample = super().__getitem__(index)
+        if not isinstance(sample, dict):
+            raise InputError("samples must be mappings, such as {'input_ids': ..., 'labels': ...}; got a pair (x, y)")
+        return sample
 
 
 class SelectionMixin:
@@ -80,7 +75,7 @@ class SelectionMixin:
             raise InputError(f"train_dataset must hold the {policy.size} samples that the policy selects from; got {got}")
         self.policy = policy
         self._epochs = EpochSampler(policy, lambda: int((trainer.state.epoch or 0.0) + 1e-6))
-        trainer.train_dataset = WithIndex(trainer.train_dataset)
+        trainer.train_dataset = _IndexedMappings(trainer.train_dataset)
         trainer.add_callback(_SaveSelection(policy))
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
@@ -91,7 +86,7 @@ class SelectionMixin:
         """Keep the index, which the model does not take, in the batches."""
         super()._set_signature_columns_if_needed()  # type: ignore[misc]  # Trainer has it
         columns = self._signature_columns  # type: ignore[has-type]  # of Trainer
-        self._signature_columns = columns if INDEX in columns else [*columns, INDEX]
+        self._signature_columns = columns if SAMPLE_INDEX in columns else [*columns, SAMPLE_INDEX]
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As ``Trainer.train``; the selection goes on where the checkpoint was taken."""
@@ -105,7 +100,7 @@ class SelectionMixin:
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         """The trainer's loss, or with weights the mean of weight · cross-entropy; tells the policy what was seen."""
         trainer: Any = self
-        index = inputs.pop(INDEX, None)
+        index = inputs.pop(SAMPLE_INDEX, None)
         if index is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)  # type: ignore[misc]  # Trainer has it
         labels = inputs.get("labels")

@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 from fastqat._errors import DataError, InputError
 from fastqat.selection.budget import as_labels
 from fastqat.selection.forwards import Keywords
-from fastqat.selection.sampler import IndexedDataset
+from fastqat.selection.sampler import SAMPLE_INDEX, IndexedDataset
 
 _LABEL_ATTRIBUTES = ("targets", "labels", "y")
 _LABEL_KEYS = ("labels", "label")
@@ -51,16 +51,19 @@ def batches_of(
 
 
 def split_batch(batch: Any) -> tuple[Any, Any]:
-    """``(x, y)`` of what a loader yields: a pair, a mapping with ``labels`` or ``label`` (x is then the rest of it), or x alone."""
+    """``(x, y)`` of what a loader yields: a pair, a mapping with ``labels`` or ``label``, or x alone.
+
+    Of a mapping x is the rest, without the index that `IndexedDataset` puts in.
+    """
     if isinstance(batch, (tuple, list)):
         return batch[0], batch[1] if len(batch) > 1 else None
     if isinstance(batch, Mapping):
         labels = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
-        return Keywords({key: value for key, value in batch.items() if key not in _LABEL_KEYS}), labels
+        return Keywords({key: value for key, value in batch.items() if key not in (*_LABEL_KEYS, SAMPLE_INDEX)}), labels
     return batch, None
 
 
-def known_labels(dataset: Dataset) -> Tensor | None:
+def known_labels(dataset: Dataset | Sequence[Any]) -> Tensor | None:
     """Labels that the data set carries as an attribute (``targets``, ``labels``, ``y``), int64 ``[N]``; None when it has none.
 
     Looks through `Subset`, `ConcatDataset` and `IndexedDataset`; a ``target_transform`` makes them unknown.

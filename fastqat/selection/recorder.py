@@ -208,6 +208,9 @@ class DynamicsRecorder:
     def state_dict(self) -> dict[str, Any]:
         """Everything recorded so far, as tensors and numbers; a recorder that loads it goes on to the same bits.
 
+        As with `torch.nn.Module.state_dict` the tensors are the recorder's own and change with the next `update`: save them, or keep a
+        `copy.deepcopy`.
+
         Raises:
             InputError: several processes that have not called `synchronise`.
         """

@@ -48,4 +48,4 @@ def _range(values: Tensor) -> str:
 def reweighting_line(name: str, norms: Tensor) -> str:
     """One line for people: ρ of the column `name`, and what it says."""
     rho = reweighting_bound(norms)
-    return f"rho = {rho:.3f} ({name}): no reweighting can bring the gradient's second moment below {rho:.0%} of that of uniform sampling"
+    return f"rho = {rho:.3f} ({name}): no reweighting can bring the gradient's second moment below {rho:.1%} of that of uniform sampling"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,14 +36,16 @@ class CoresetSampler(Sampler[int]):
     Both at once would give each process a part of its part.
 
     Args:
-        indices: int64 ``[n]``, positions in the data set; None until `set_indices` is called.
-        weights: ``[n]``, the loss weight of each of `indices`, or None; `loss_weights` looks them up.
+        indices: int64 ``[n]``, positions in the data set; None until `set_indices` is called. One that is there twice comes twice.
+        weights: ``[n]``, finite and ≥ 0, the loss weight of each of `indices`, or None; `loss_weights` looks them up, so that an index that
+            is there twice must have one weight.
         shuffle: False keeps the order of `indices`.
         seed: of the shuffling.
         num_replicas, rank: number of processes and which one this is.
 
     Raises:
-        InputError: no index, a negative one, weights of another length, a seed below 0, rank outside ``[0, num_replicas)``.
+        InputError: no index, a negative one, weights of another length, negative, infinite or NaN, or two of one index; a seed below 0,
+            rank outside ``[0, num_replicas)``.
 
     Example:
         >>> sampler = CoresetSampler([4, 8, 15, 16], seed=1)
@@ -57,7 +59,7 @@ class CoresetSampler(Sampler[int]):
         self,
         indices: Tensor | Sequence[int] | None,
         *,
-        weights: Tensor | None = None,
+        weights: Tensor | Sequence[float] | None = None,
         shuffle: bool = True,
         seed: int = 0,
         num_replicas: int = 1,
@@ -75,18 +77,16 @@ class CoresetSampler(Sampler[int]):
         if indices is not None:
             self.set_indices(indices, weights)
 
-    def set_indices(self, indices: Tensor | Sequence[int], weights: Tensor | None = None) -> None:
-        """Replace the selection (and its weights); the next iteration uses it."""
+    def set_indices(self, indices: Tensor | Sequence[int], weights: Tensor | Sequence[float] | None = None) -> None:
+        """Replace the selection (and its weights); the next iteration uses it. Raises as the class does."""
         indices = torch.as_tensor(indices).cpu()
         if indices.dim() != 1 or indices.numel() == 0 or indices.is_floating_point() or int(indices.min()) < 0:
             raise InputError(f"indices must be a non-empty list of integers ≥ 0; got shape {tuple(indices.shape)}, {indices.dtype}")
-        if weights is not None and weights.shape != indices.shape:
-            raise InputError(f"weights must have one value per index, {tuple(indices.shape)}; got {tuple(weights.shape)}")
-        self.indices = indices.long()
-        self.weights = None if weights is None else weights.detach().float().cpu()
-        if self.weights is not None:
-            ordered, position = self.indices.sort()
-            self._lookup = ordered, self.weights[position]
+        indices = indices.long()
+        if weights is not None:
+            weights = torch.as_tensor(weights).detach().float().cpu()
+            self._lookup = _lookup(indices, weights)
+        self.indices, self.weights = indices, weights
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the epoch that the order is drawn for."""
@@ -104,12 +104,13 @@ class CoresetSampler(Sampler[int]):
         padded = len(self) * self.num_replicas
         return indices.repeat(math.ceil(padded / len(indices)))[self.rank : padded : self.num_replicas]
 
-    def loss_weights(self, indices: Tensor) -> Tensor:
+    def loss_weights(self, indices: Tensor | Sequence[int]) -> Tensor:
         """Loss weight of each data-set index in `indices` (any device), fp32, same shape; ones where the selection has no weights.
 
         Raises:
             InputError: an index is not in the selection.
         """
+        indices = torch.as_tensor(indices)
         if self.weights is None:
             return torch.ones(indices.shape, device=indices.device)
         ordered, weights = self._lookup
@@ -141,22 +142,54 @@ class CoresetSampler(Sampler[int]):
             self.set_indices(state["indices"], state["weights"])
 
 
+def _lookup(indices: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The indices in order, and the weight of each."""
+    if weights.shape != indices.shape:
+        raise InputError(f"weights must have one value per index, {tuple(indices.shape)}; got {tuple(weights.shape)}")
+    bad = ~(weights.isfinite() & (weights >= 0))
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        raise InputError(f"weights must be finite and ≥ 0; got {float(weights[first])} for index {int(indices[first])}")
+    ordered, position = indices.sort()
+    values = weights[position]
+    twice = (ordered[1:] == ordered[:-1]) & (values[1:] != values[:-1])
+    if twice.any():
+        raise InputError(f"index {int(ordered[1:][twice][0])} is there twice with two weights; give it one, or list it once")
+    return ordered, values
+
+
+SAMPLE_INDEX = "sample_index"
+"""Key under which `IndexedDataset` puts the index into samples that are mappings."""
+
+
 class IndexedDataset(Dataset):
-    """Yields ``(x, y, index)`` where `dataset` yields ``(x, y)``.
+    """Yields ``(x, y, index)`` where `dataset` yields ``(x, y)``, and a mapping with ``"sample_index"`` added where it yields a mapping.
+
+    Take the index out (``batch.pop("sample_index")``) before a batch goes to a model that takes keywords; scoring passes do.
+
+    Raises:
+        InputError: on reading a sample that is neither.
 
     Example:
         >>> from torch.utils.data import TensorDataset
         >>> import torch
         >>> IndexedDataset(TensorDataset(torch.zeros(3, 2), torch.arange(3)))[1]
         (tensor([0., 0.]), tensor(1), 1)
+        >>> IndexedDataset([{"input_ids": 7, "labels": 1}])[0]
+        {'input_ids': 7, 'labels': 1, 'sample_index': 0}
     """
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Dataset | Sequence[Any]):
         self.dataset = dataset
 
-    def __getitem__(self, index: int) -> tuple[Any, Any, int]:
-        x, y = self.dataset[index][:2]
-        return x, y, index
+    def __getitem__(self, index: int) -> tuple[Any, Any, int] | dict[str, Any]:
+        sample = self.dataset[index]
+        if isinstance(sample, Mapping):
+            return {**sample, SAMPLE_INDEX: index}
+        if not isinstance(sample, (tuple, list)) or len(sample) < 2:
+            got = f"a {type(sample).__name__}" + (f" of {len(sample)}" if isinstance(sample, (tuple, list)) else "")
+            raise InputError(f"samples must be (x, y) or mappings such as {{'input_ids': ..., 'labels': ...}}; got {got}")
+        return sample[0], sample[1], index
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]  # Dataset declares no __len__

@@ -15,7 +15,7 @@ from fastqat._progress import progress_bar
 from fastqat.selection.forwards import Forward, device_of, evaluation_mode, unwrapped
 from fastqat.selection.scoring.checkpoint import PassCheckpoint
 from fastqat.selection.scoring.columns import table_of
-from fastqat.selection.scoring.key import check_same, pass_key
+from fastqat.selection.scoring.key import check_same, check_same_content, pass_key
 from fastqat.selection.scoring.reading import Reader
 from fastqat.selection.scoring.scoring_pass import ScoringPass
 from fastqat.selection.scoring.sharing import Processes, Team
@@ -64,7 +64,8 @@ def score_dataset(
     size, workers and ``collate_fn`` count. A batch is ``(x, y)``, x alone, or a mapping with ``labels`` or ``label``, the rest of which the
     model gets as keyword arguments. Tensors are moved to the device inside of lists, tuples and mappings too. Batches are never shuffled.
 
-    **Several processes.** Where `torch.distributed` is initialised all processes of the group call this, with the same arguments. Each
+    **Several processes.** Where `torch.distributed` is initialised all processes of the group call this, with the same arguments; other
+    weights or other data in one of them are refused (of a stream the data are not looked at), other buffers warned of. Each
     scores every `size`-th batch (of a stream all read everything), so that all batches have the shapes they have in one process, and every
     process returns the whole table. A model in `DistributedDataParallel` is run without it; one that is divided among the processes (FSDP)
     cannot be scored so. An error in one process is raised in all. Only process 0 shows a bar.
@@ -86,8 +87,8 @@ def score_dataset(
         forward: ``forward(model, x)`` in place of ``model(x)``, for teacher and student alike.
         max_bytes: most bytes of all features, those of scores that compare all samples included; known after the first batch.
         checkpoint: file that the progress is written to every half minute, or less often where that would take more than 2 % of the time. A
-            pass that was killed continues at that batch and gives the same bits. One of another model, teacher, data, request or batch size
-            is not used, with a warning. It is removed at the end.
+            pass that was killed continues at that batch and gives the same bits. One of another model, teacher, data, forward, request or
+            batch size, or of another device type, autocast or TF32 setting, is not used, with a warning. It is removed at the end.
         data_key: a name of yours for the content of the data, in place of its fingerprint (see `TeacherCache`), for `checkpoint` and the
             teacher's logits on disk; an iterable data set needs it there.
         processes: ``"share"``: divide the pass among the processes of `torch.distributed`; ``"alone"``: this process scores everything by
@@ -102,7 +103,8 @@ def score_dataset(
             below 1; features that take more than `max_bytes`; a loader that shuffles; for ``grand`` a layer whose gradient has no rule or
             a model that was made in inference mode, for ``grand_last`` logits that no linear layer gave.
         DataError: empty data set, a label outside ``[0, C)``, no labels where a score needs them.
-        ProcessError: another process failed or is gone (gloo tells at once, nccl after the timeout of its group).
+        ProcessError: another process failed or is gone (gloo tells at once, nccl after the timeout of its group), or was waited for longer
+            than that timeout.
         OSError: the checkpoint or the teacher's logits cannot be written.
 
     Source: ACS, Huang et al., TMLR 2024 (arXiv 2306.07215): the scoring pass.
@@ -124,9 +126,10 @@ def score_dataset(
         place = torch.device(device) if device is not None else device_of(model)
         share = reader.share(team.deal)
         scoring = ScoringPass(model, wanted, cache, place, forward, reader.size, share, max_bytes)
-        view = View(reader.dataset, data_key, reader.size, share, reader.batch_size, team, forward)
+        view = View(reader.dataset, data_key, reader.size, share, reader.batch_size, team, place, forward)
         saved = None if checkpoint is None else PassCheckpoint(checkpoint, pass_key(scoring, view), team.deal)
     check_same(team, (reader.size, reader.batch_size, wanted.text(), saved is None))
+    check_same_content(scoring, view)
     try:
         _resume(scoring, saved, view)
         with team.step():
@@ -147,7 +150,7 @@ def _resume(scoring: ScoringPass, saved: PassCheckpoint | None, view: View) -> N
         state = None if saved is None else saved.load()
     if state is not None:
         scoring.restore(state)
-    if scoring.cache is not None and not scoring.cache.begin(view._replace(done=scoring.done)):
+    if scoring.cache is not None and not scoring.cache.begin(view._replace(done=scoring.done, token=scoring.token)):
         assert saved is not None
         saved.warn("the teacher's logits that belong to it are gone")
         scoring.restart()

@@ -21,22 +21,25 @@ class TeacherCache:
     """Teacher logits in data-set order, ``[N, C]``: give it to `score_dataset` as ``teacher=`` and later passes run the student only.
 
     In memory (no `path`): 4·N·C bytes on `device`, 2·N·C in bfloat16 (50,000 × 10 in fp32: 2 MB; 1.28 million × 1000: 5.1 GB), see
-    `nbytes`. It belongs to one data set in one order; it does not notice when the data change. Several processes keep their own batches'
-    logits each, and run the teacher again when these change (another batch size). A pass that breaks off leaves it empty.
+    `nbytes`. When the teacher's layers or weights, the data's fingerprint (see below) or the dtype of `torch.autocast` change, they are
+    computed again, with a warning; a change of `forward` or of a stream without a name is not noticed. Several processes keep their own
+    batches' logits each, and run the teacher again when these change (another batch size). A pass that breaks off leaves it empty.
 
     On disk (`path`): a safetensors file with the tensor ``logits``, of which a pass holds one batch in memory. Written batch by batch under
     another name, by all processes into the same file, and renamed when it is whole: what is read was never half written. Its key is the
-    data's fingerprint (see `fastqat.selection.scoring.fingerprint.data_fingerprint`), the teacher's layers and weights, and the name of
-    `forward`. A file with the same key serves every later pass, process and run without running the teacher; one with another key is
-    computed again and replaced, with a warning. Scoring does not see what the fingerprint
-    does not see, least of all an augmentation: give it the plain view of the data. Several processes must see the same disk.
+    data's fingerprint (see `fastqat.selection.scoring.fingerprint.data_fingerprint`), the teacher's layers and weights, the content of
+    `forward` (see `fastqat.selection.scoring.content.content_hash`: with its closure, so that a counter in there makes another one of it)
+    and the dtype of `torch.autocast`. A file with the same key serves every later pass, process and run without running the teacher; one
+    with another key is computed again and replaced, with a warning. Runs that compute the same file at the same time do not disturb each
+    other. Scoring does not see what the fingerprint does not see, least of all an augmentation: give it the plain view of the data.
+    Several processes must see the same disk.
 
     Args:
         teacher: the model, run in eval mode; or its logits ``[N, C]``.
         device: where logits in memory are kept; None: where scoring runs.
         path: file to keep them in; None: memory.
         dtype: torch.float32, or torch.bfloat16, which halves them: 8 bits of precision, already in the pass that computes them.
-        key: a name of yours for the data (and their preprocessing) in place of the fingerprint; needed for iterable data sets.
+        key: a name of yours for the data (and their preprocessing) in place of the fingerprint; a file of an iterable data set needs it.
         keep: False keeps nothing in memory and runs the teacher in every pass, as `score_dataset` does with a teacher that is a module.
 
     Attributes:
@@ -71,12 +74,17 @@ class TeacherCache:
         if path is not None:
             self._store = DiskStore(path, dtype, key)
         else:
-            self._store = MemoryStore(device, dtype, teacher if isinstance(teacher, Tensor) else None, keep)
+            self._store = MemoryStore(device, dtype, teacher if isinstance(teacher, Tensor) else None, keep, key)
 
     @property
     def complete(self) -> bool:
         """Whether the logits of every sample (of this process) are there, as far as the last pass knew."""
         return self._store.complete
+
+    @property
+    def token(self) -> int:
+        """Which unfinished file the logits of this pass are in; 0: none."""
+        return self._store.token
 
     @property
     def nbytes(self) -> int:
@@ -89,7 +97,7 @@ class TeacherCache:
         return self._store.all()
 
     def begin(self, view: View) -> bool:
-        """Prepare for a pass, in every process; returns False when `view.done` samples of it are not there as they should.
+        """Prepare for a pass, in every process; returns False when the `view.done` samples of it are not there as they should.
 
         Raises:
             InputError: it holds the logits of another number of samples; a data set without a fingerprint.

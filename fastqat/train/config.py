@@ -126,7 +126,8 @@ class TrainFlags:
     """Validate every N epochs, and after the last."""
 
     seed: int = 0
-    """Seed of orders, draws and augmentation; the same seed, thread and process count and machine give the same bits."""
+    """Seed of orders, draws and augmentation; the same seed, thread and process count and machine give the same bits. With another number
+    of processes the weights differ a little (batch norm sees parts of batches), and so do selections by scores."""
     threads: int | None = None
     """CPU threads of each process; default: torch's."""
     device: str = "auto"

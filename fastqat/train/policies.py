@@ -65,10 +65,11 @@ def _scoring(config: TrainConfig, data: RunData, student: nn.Module) -> dict[str
 
 
 def scoring_forward(config: TrainConfig) -> Any:
-    """``forward(model, x)`` with the memory layout and the autocast of training."""
+    """``forward(model, x)`` with the memory layout and the autocast of training; the same to a fingerprint where these are."""
+    amp, channels_last = config.amp, config.channels_last
 
     def forward(model: nn.Module, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.amp):
-            return model(laid_out(x, config.channels_last)).float()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
+            return model(laid_out(x, channels_last)).float()
 
     return forward

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastqat._distributed import all_succeed, on_first, started, world
+from fastqat._distributed import all_succeed, on_first, world
 from fastqat._errors import CheckpointError, InputError
+from fastqat._torchrun import started
 from fastqat.data import subset
 from fastqat.nn.calibration import calibrate
 from fastqat.nn.param_groups import param_groups
@@ -44,9 +45,13 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> dict[str, 
     The test set is read once, at the very end, with the weights of the last epoch (``test_accuracy``), with those that were best on
     validation (``best_test_accuracy``) and with the float weights (``float_accuracy``).
 
-    Under torchrun every process calls it, with the same settings. Each batch is dealt to all of them, so that steps and selections are
-    those of one process; process 0 alone reads checkpoints, writes and tells. A run that is resumed with as many processes as before
-    comes to the same bits.
+    Under torchrun every process calls it, with the same settings. Each batch is dealt to all of them, so that the steps are as many as in
+    one process; process 0 alone reads checkpoints, writes and tells. A run that is resumed with as many processes as before comes to the
+    same bits. From the same weights any number of processes selects the samples that one selects. But the weights of two runs with
+    different numbers of processes are not the same: batch norm in training normalises by each process's part of the batch (``sync_bn``,
+    on GPUs, by all of it), and sums of gradients differ in their last bits. So selections by scores differ in part of their samples once
+    training has begun, float training included. A process that waits for another one longer than the environment's ``FASTQAT_TIMEOUT``, in
+    seconds (1800 without it; of a group of your own: than its timeout), ends the run: raise it where one has that much more to do.
 
     Args:
         config: the settings.

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 from fastqat._distributed import world
 from fastqat._errors import CheckpointError, InputError
 from fastqat.selection.folds import out_of_sample
-from fastqat.selection.scorer import score_dataset
+from fastqat.selection.scorer import MAX_BYTES, score_dataset
+from fastqat.selection.scores.registry import get_score
 from fastqat.selection.table import ScoreTable
 from fastqat.selection.teacher import TeacherCache
 from fastqat.train.checkpoint import check_same_data, load_state, load_weights
@@ -39,6 +40,8 @@ def score_run(
     checkpoint: Path | None = None,
     features: str | None = None,
     teacher_cache: Path | None = None,
+    max_bytes: int = MAX_BYTES,
+    resume: Path | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> ScoreTable:
@@ -46,37 +49,47 @@ def score_run(
 
     Args:
         run: a run directory.
-        scores: names from `fastqat.selection.list_scores`; None: ``evs`` and ``ds``.
+        scores: names from `fastqat.selection.list_scores`; None: ``evs`` and ``ds``. Those of a whole training (``aum``, ``forgetting``,
+            ...) are of the float stage, as ``RUN/dynamics.npz`` has them, and of the run's own pool only.
         data: name of the data set; None: the run's own.
         split: ``"pool"``: the samples that the run chose from, in the order that the indices of its selections count in;
             ``"train"``, ``"test"``: the whole training or test set.
         checkpoint: None: the run's best.
         features: what to keep of each sample, see `fastqat.selection.score_dataset`.
         teacher_cache: file that keeps the float model's logits, see `fastqat.selection.TeacherCache`.
+        max_bytes: most bytes of features, see `fastqat.selection.score_dataset`.
+        resume: file that keeps the progress of a pass that takes long: a killed call goes on there; removed at the end.
         device: as for training.
         progress: show a bar on a terminal.
 
     Raises:
-        InputError: `run` is no run directory, unknown split or score.
+        InputError: `run` is no run directory, unknown split or score, a score of a whole training that the run has not.
         CheckpointError: the checkpoint is missing, damaged, of other shapes than the data, or the run's pool has changed.
     """
-    config, place = _config(run), pick_device(device)
+    config, place, names = _config(run), pick_device(device), list(scores or ("evs", "ds"))
+    recorded = _recorded(run, names, "" if split == "pool" and data is None else data or split)
+    passed = [name for name in names if name not in recorded]
     check_backend(config, place)
     used = prepare_data(replace(config, data=data or config.data), place)
     student, teacher, saved = _models(config, run, checkpoint, used)
     if split == "pool" and data is None:
         check_same_data(saved, used.fingerprint, run)
-    return score_dataset(
+    if not passed and features is None:
+        return ScoreTable(recorded, used.labels)
+    table = score_dataset(
         student.to(place),
         _part(used, split),
-        list(scores or ("evs", "ds")),
+        passed or ["entropy"],
         teacher=TeacherCache(teacher.to(place), path=teacher_cache),
         features=features,
         batch_size=forward_batch(place),
         num_workers=config.workers,
         progress=progress,
         forward=scoring_forward(config),
+        max_bytes=max_bytes,
+        checkpoint=resume,
     )
+    return ScoreTable({**(table if passed else {}), **recorded}, table.labels, table.features)
 
 
 def score_folds(
@@ -106,8 +119,10 @@ def score_folds(
         `ScoreTable` with the probabilities as its features: what `fastqat.selection.find_label_issues` takes.
 
     Raises:
-        InputError: as `score_run`; fewer than two folds.
+        InputError: as `score_run`; fewer than two folds; a score that compares with a teacher or is of a whole training.
     """
+    names = list(scores or ("evs", "loss", "margin"))
+    _check_without_teacher(names)
     config, place = _config(run), pick_device(device)
     config = replace(config, data=data or config.data, float_checkpoint=None, progress=progress)
     used = prepare_data(config, place)
@@ -123,7 +138,7 @@ def score_folds(
         train,
         used.pool,
         folds,
-        scores=list(scores or ("evs", "loss", "margin")),
+        scores=names,
         labels=used.labels,
         seed=float_seed(config),
         batch_size=forward_batch(place),
@@ -141,6 +156,33 @@ def _config(run: Path) -> TrainConfig:
     if config is None:
         raise InputError(f"{run} is not a run directory (no config.yaml); give one that fastqat train made, such as runs/NAME")
     return config
+
+
+def _recorded(run: Path, names: list[str], other: str) -> dict[str, Tensor]:
+    """Those of `names` that are of a whole training: of the float stage of `run`, for its own pool, not for the data called `other`."""
+    asked = [name for name in names if get_score(name).stage == "dynamics"]
+    if not asked:
+        return {}
+    told = f"{', '.join(asked)}: scores of a whole training"
+    if other:
+        raise InputError(f"{told}; the run recorded that of its own pool, not of {other}; leave out data and split, or these scores")
+    path = RunFolder(run).dynamics
+    if not path.is_file():
+        raise InputError(f"{told}; {run} has no {path.name}: its float weights came from a file, or it had no float epoch")
+    table = ScoreTable.load(path)
+    if missing := [name for name in asked if name not in table]:
+        raise InputError(f"{path} has no {', '.join(missing)}; it has {', '.join(table)}; feed a DynamicsRecorder in a loop of your own")
+    return {name: table[name] for name in asked}
+
+
+def _check_without_teacher(names: list[str]) -> None:
+    """Refuse, before anything is trained, scores that the float model of a fold cannot give."""
+    for name in names:
+        score = get_score(name)
+        if "teacher" in score.needs:
+            raise InputError(f"score {name!r} compares with a teacher, and the float models of folds have none; leave it or folds out")
+        if score.stage == "dynamics":
+            raise InputError(f"score {name!r} is of a whole training, not of the models of folds; ask for it without folds")
 
 
 def _part(used: RunData, split: str) -> Dataset:

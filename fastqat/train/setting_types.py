@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     ScoreName: TypeAlias = str
 else:
     SelectName = Literal[OWN_POLICIES + tuple(name for name in list_selectors() if name not in OWN_POLICIES)]
-    ScoreName = Literal[tuple(list_scores())]
+    # misses are of copies of the model at other bit-widths: a loop with a DynamicsRecorder has them, the trainer does not.
+    ScoreName = Literal[tuple(name for name in list_scores() if name != "misses")]
 
 
 def of_type(hint: Any, value: Any, name: str) -> Any:

@@ -112,11 +112,14 @@ def test_weighted_losses_are_averaged_over_accumulated_batches(tmp_path):
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
+    args = transformers.TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
     with pytest.raises(InputError, match="60 samples that the policy selects from; got 59"):
-        NotingTrainer(model=torch.nn.Linear(1, 1), train_dataset=Tokens(59), policy=RS2(Tokens(), fraction=0.5, labels=Tokens().labels))
+        NotingTrainer(
+            model=torch.nn.Linear(1, 1), args=args, train_dataset=Tokens(59), policy=RS2(Tokens(), fraction=0.5, labels=Tokens().labels)
+        )
     with pytest.raises(InputError, match="num_replicas=1; got 2"):
         policy = RS2(Tokens(), fraction=0.5, labels=Tokens().labels, num_replicas=2)
-        NotingTrainer(model=torch.nn.Linear(1, 1), train_dataset=Tokens(), policy=policy)
+        NotingTrainer(model=torch.nn.Linear(1, 1), args=args, train_dataset=Tokens(), policy=policy)
     (tmp_path / "checkpoint-3").mkdir()
     with pytest.raises(CheckpointError, match="no selection.pt"):
         train(tmp_path, 1, resume=True)

@@ -3,24 +3,24 @@
 import os
 import signal
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
-from fastqat._distributed import started
 from fastqat._errors import FastqatError, InputError, ProcessError
 from fastqat._tensor_data import TensorData
+from fastqat._torchrun import started
 from fastqat.methods import ACS
 from fastqat.selection import TeacherCache, score_dataset
 from fastqat.selection.scoring import checkpoint as pass_checkpoint
 from tests.processes import Ranks
 
-from .scoring import CLASSES, SIZE, Counting, Mappings, SizedStream, Stream, data, net
+from .scoring import CLASSES, SIZE, Calls, Counting, Mappings, SizedStream, Stream, data, net
 
 NAMES = ["evs", "ds", "grand_last", "moderate"]
 FORMS = {
@@ -85,8 +85,8 @@ def caches(rank, size, folder):
         assert same(score(data(), teacher=disk), want) and disk.forwards == own
     again = TeacherCache(net(1), path=folder / "teacher")
     assert same(score(data(), teacher=again, processes="alone"), want) and again.forwards == 0
-    with refused(InputError, "the processes have different teachers or data"):
-        score(data(), teacher=TeacherCache(net(rank), path=folder / "other"))
+    with refused(InputError, "the processes differ in the key= of the teacher's logits"):
+        score(data(), teacher=TeacherCache(net(1), path=folder / "other", key=f"{rank}"))
     (folder / f"{rank}").mkdir()
     with (
         refused(InputError, "do not see the same .*; choose a path on a disk that all of them share")
@@ -113,17 +113,31 @@ def errors(rank, size, folder):
     with refused(InputError, "processes must be 'share' or 'alone'"):
         score_dataset(net(), data(), processes="some")
     assert same(score(data()), want)
+    shifted = TensorDataset(data().tensors[0] + (rank == 1), data().tensors[1])
+    for name, options in (
+        ("data", {}),
+        ("teachers", {"teacher": net(rank)}),
+        ("teachers", {"teacher": torch.full((SIZE, CLASSES), 1.0 + rank)}),
+    ):
+        with refused(InputError, f"the processes have different {name}; load the same"):
+            score(shifted if name == "data" else data(), **options)
+    with refused(InputError, "the processes have different models; load the same weights"):
+        score_dataset(net(rank), data(), batch_size=10)
+    student = net()
+    student[1].running_mean += rank
+    with pytest.warns(UserWarning, match="batch-norm statistics, differ among the processes") if rank == 0 else nullcontext():
+        score_dataset(student, data(), batch_size=10)
 
 
 def resumed(rank, size, folder):
     """The last process fails in its third batch; each has a checkpoint of its own and goes on where it was."""
     pass_checkpoint.SECONDS = pass_checkpoint.SHARE = 0.0
-    want, calls, student = torch.load(folder / "map.pt", weights_only=False), [0], net()
-    path, fails = folder / "resumed", [True]
+    want, student = torch.load(folder / "map.pt", weights_only=False), net()
+    path, calls = folder / "resumed", Calls(3 if rank == size - 1 else None)
 
     def forward(model, x):
-        calls[0] += model is student
-        if fails[0] and rank == size - 1 and calls[0] == 3:
+        calls.count += model is student
+        if calls.count == calls.stop_at:
             raise ValueError("no way")
         return model(x)
 
@@ -136,10 +150,10 @@ def resumed(rank, size, folder):
         run()
     assert {f"pass.{r}of{size}" for r in range(size)} < {file.name for file in path.iterdir()}
     dist.barrier()
-    done, fails[0] = calls[0], False
+    done, calls.stop_at = calls.count, None
     assert same(run(), want)
     own = len([b for b in range(11) if b % size == rank])
-    assert calls[0] == own if rank < size - 1 else calls[0] == own + 1 and done == 3
+    assert calls.count == own if rank < size - 1 else calls.count == own + 1 and done == 3
     dist.barrier()
     assert [file.name for file in path.iterdir()] == ["teacher"]
 

@@ -1,39 +1,19 @@
-"""`DynamicsRecorder` against a plain loop over the showings, resumed, shared by processes, and what it refuses."""
+"""`DynamicsRecorder` against a plain loop over the showings, resumed, and what it refuses."""
 
 from __future__ import annotations
 
 import io
 import itertools
 import math
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from fastqat._errors import CheckpointError, InputError
-from fastqat.selection import DynamicsRecorder, ScoreTable, list_scores
+from fastqat.selection import DynamicsRecorder, list_scores
 from fastqat.selection.recording.showings import measure, unpacked
 
-N, CLASSES = 23, 4
-
-
-def batches(seed=0, epochs=6, repeats=9):
-    """Shuffled epochs of N samples, of which some come twice, in batches of seven; labels stay, logits do not."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(CLASSES, (N,), generator=generator)
-    for _ in range(epochs):
-        extra = torch.randint(N, (repeats,), generator=generator)
-        order = torch.cat([torch.arange(N), extra])[torch.randperm(N + repeats, generator=generator)]
-        for index in order.split(7):
-            yield index, 2 * torch.randn(len(index), CLASSES, generator=generator), labels[index]
-
-
-def record(recorder, given, **options):
-    for index, logits, targets in given:
-        recorder.update(index, logits, targets, **options)
-    return recorder
+from .recordings import CLASSES, N, batches, record, same
 
 
 def oracle(given):
@@ -184,12 +164,6 @@ def test_a_resumed_recording_has_the_same_bits():
         DynamicsRecorder(7).load_state_dict(first.state_dict())
 
 
-def same(a: ScoreTable, b: ScoreTable) -> None:
-    assert sorted(a) == sorted(b) and torch.equal(a.labels, b.labels)
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
 def test_batches_in_another_order_of_samples_give_the_same_table():
     """The order inside a batch of different samples does not matter, to the last bit."""
     generator = torch.Generator().manual_seed(5)
@@ -263,47 +237,6 @@ def test_packing_a_batch_loses_nothing():
     assert [bits for bits, _ in again] == [0, 4, 4]
     for _, part in again:
         assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(part, shown, strict=True))
-
-
-def shared(rank: int, interval: int) -> DynamicsRecorder:
-    """This rank's part of all batches, shared every `interval` steps."""
-    recorder = DynamicsRecorder(N)
-    for step, (index, logits, targets) in enumerate(batches()):
-        part = slice(0, 3) if rank == 0 else slice(3, None)
-        recorder.update(index[part], logits[part], targets[part])
-        recorder.update(index[part], -logits[part], targets[part], bits=4)
-        if (step + 1) % interval == 0:
-            recorder.synchronise()
-    return recorder
-
-
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    late = shared(rank, 10**6)
-    with pytest.raises(InputError, match="call synchronise"):
-        late.table()
-    with pytest.raises(InputError, match="call synchronise"):
-        late.state_dict()
-    late.synchronise()
-    late.table().save(f"{folder}/late-{rank}.safetensors")
-    often = shared(rank, 5)
-    often.synchronise()
-    often.synchronise()
-    often.table().save(f"{folder}/often-{rank}.safetensors")
-    record(DynamicsRecorder(N, distributed=False), batches()).table().save(f"{folder}/alone-{rank}.safetensors")
-    dist.destroy_process_group()
-
-
-def test_processes_that_share_the_batches_end_with_the_table_of_one(tmp_path: Path):
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
-    alone = record(DynamicsRecorder(N), batches())
-    same(ScoreTable.load(tmp_path / "alone-0.safetensors"), alone.table())
-    for index, logits, targets in batches():
-        alone.update(index, -logits, targets, bits=4)
-    for rank in range(2):
-        for name in ("late", "often"):
-            same(ScoreTable.load(tmp_path / f"{name}-{rank}.safetensors"), alone.table())
 
 
 def test_columns_come_in_the_order_that_was_asked_for():

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastqat._errors import InputError
-from fastqat.selection import CoresetSampler, IndexedDataset
+from fastqat.selection import CoresetSampler, IndexedDataset, score_dataset
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
@@ -53,6 +53,31 @@ def test_a_loader_reads_the_selection():
     assert len(data) == 10
 
 
+def test_mappings_get_the_index_under_a_key_that_scoring_leaves_out():
+    samples = [{"x": torch.full((2,), float(i)), "labels": i % 2} for i in range(6)]
+    seen = {
+        int(i): float(x[0])
+        for batch in DataLoader(IndexedDataset(samples), 3)
+        for i, x in zip(batch["sample_index"], batch["x"], strict=True)
+    }
+    assert seen == {i: float(i) for i in range(6)}
+
+    class Net(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x)
+
+    assert score_dataset(Net(2, 2), IndexedDataset(samples), "evs", progress=False).num_samples == 6
+
+
+def test_lists_will_do_and_a_sample_may_come_twice():
+    sampler = CoresetSampler([4, 2, 4], weights=[0.5, 1, 0.5])
+    assert sampler.loss_weights([4, 2]).tolist() == [0.5, 1.0] and sorted(sampler) == [2, 4, 4]
+    with pytest.raises(InputError, match="nan for index 2"):
+        sampler.set_indices([1, 2], [1.0, float("nan")])
+    assert sampler.loss_weights([4]).tolist() == [0.5], "a refused selection changes nothing"
+    assert CoresetSampler([3]).loss_weights([3]).tolist() == [1.0]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -60,6 +85,11 @@ def test_a_loader_reads_the_selection():
         (lambda: CoresetSampler([-1]), "integers ≥ 0"),
         (lambda: CoresetSampler([0.5]), "integers ≥ 0"),
         (lambda: CoresetSampler([1, 2], weights=torch.ones(3)), "one value per index"),
+        (lambda: CoresetSampler([1, 2], weights=[1.0, -2.0]), "finite and ≥ 0; got -2.0 for index 2"),
+        (lambda: CoresetSampler([1, 2], weights=[1.0, float("inf")]), "finite and ≥ 0; got inf for index 2"),
+        (lambda: CoresetSampler([3, 1, 3], weights=[1.0, 1.0, 2.0]), "index 3 is there twice with two weights"),
+        (lambda: IndexedDataset([(1,)])[0], r"samples must be \(x, y\) or mappings .* got a tuple of 1"),
+        (lambda: IndexedDataset([torch.zeros(3)])[0], "got a Tensor"),
         (lambda: CoresetSampler([1], num_replicas=2, rank=2), r"rank 2 of 2"),
         (lambda: CoresetSampler([1], num_replicas="2"), "num_replicas must be a whole number ≥ 1; got '2'"),
         (lambda: CoresetSampler([1], seed=-1), "seed must be a whole number ≥ 0; got -1"),

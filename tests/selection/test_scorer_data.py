@@ -1,5 +1,7 @@
 """score_dataset: every form of data, and the memory that a pass holds."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -198,3 +200,12 @@ def test_a_teacher_that_is_a_module_leaves_nothing_behind():
     """Its logits would take 4·N·C bytes more."""
     grown = growth(lambda made: score_dataset(nn.Identity(), made, "ds", teacher=nn.Identity(), batch_size=2000), Made)
     assert grown <= 4 + 8 + 0.1
+
+
+def test_a_stream_of_unknown_length_read_by_several_workers_is_warned_of():
+    with pytest.warns(UserWarning, match="Stream is read by 2 workers: .* does not divide itself among them .* comes once from each"):
+        assert Reader(DataLoader(Stream(), 10, num_workers=2), 10).size is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Reader(DataLoader(SizedStream(), 10, num_workers=2), 10)
+        Reader(DataLoader(Stream(), 10, num_workers=1), 10)

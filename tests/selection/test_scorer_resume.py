@@ -15,7 +15,7 @@ from fastqat._errors import InputError
 from fastqat.selection import TeacherCache, score_dataset
 from fastqat.selection.scoring import checkpoint as pass_checkpoint
 
-from .scoring import SIZE, Counting, Stream, data, net
+from .scoring import SIZE, Calls, Counting, Stream, data, net
 
 NAMES = ["evs", "ds", "grand_last", "moderate"]
 
@@ -29,17 +29,17 @@ def often(monkeypatch):
 
 def run(folder, *, stop_at=None, student=None, dataset=None, names=NAMES, teacher=None, batch_size=10, **options):
     """A pass with a checkpoint; `stop_at`: the batch whose forward fails."""
-    student, calls = student or net(), [0]
+    student, calls = student or net(), Calls(stop_at)
 
     def forward(model, x):
-        calls[0] += model is student
-        if stop_at is not None and calls[0] == stop_at:
+        calls.count += model is student
+        if calls.count == calls.stop_at:
             raise RuntimeError("stopped")
         return model(x)
 
     options = {"features": "embedding", "teacher": teacher or net(1), "forward": forward, "checkpoint": folder / "pass", **options}
     table = score_dataset(student, dataset or data(), names, batch_size=batch_size, **options)
-    return table, calls[0]
+    return table, calls.count
 
 
 def same(table, want):
@@ -89,6 +89,28 @@ def test_without_its_part_of_the_teachers_file_the_pass_starts_anew(tmp_path, of
     with pytest.warns(UserWarning, match="starts anew, .* cannot be used: the teacher's logits that belong to it are gone"):
         table, calls = run(tmp_path, teacher=TeacherCache(net(1), path=tmp_path / "teacher"))
     assert same(table, want) and calls == 11
+
+
+def test_the_unfinished_file_of_another_pass_is_not_taken_for_its_own(tmp_path, often):
+    want, _ = run(tmp_path)
+    for stop_at, options in ((8, {}), (3, {"checkpoint": tmp_path / "other"})):
+        for part in tmp_path.glob(".teacher*"):
+            part.unlink()
+        with pytest.raises(RuntimeError, match="stopped"):
+            run(tmp_path, stop_at=stop_at, teacher=TeacherCache(net(1), path=tmp_path / "teacher"), **options)
+    cache = TeacherCache(net(1), path=tmp_path / "teacher")
+    with pytest.warns(UserWarning, match="the teacher's logits that belong to it are gone"):
+        table, calls = run(tmp_path, teacher=cache)
+    assert same(table, want) and calls == 11 and parts(tmp_path) == ["other", "teacher"]
+    assert cache.logits.abs().sum(1).min() > 0
+
+
+def test_a_pass_under_autocast_is_not_continued_without(tmp_path, often):
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="stopped"):
+        run(tmp_path, stop_at=8)
+    with pytest.warns(UserWarning, match="changed since: arithmetic"):
+        table, _ = run(tmp_path)
+    assert same(table, run(tmp_path)[0])
 
 
 def test_a_cache_in_memory_is_not_complete_after_the_second_half_of_a_pass(tmp_path, often):
@@ -161,26 +183,22 @@ from tests.selection import test_scorer_resume as here
 pass_checkpoint.SECONDS = pass_checkpoint.SHARE = 0.0
 folder = Path(sys.argv[1])
 
-forward = here.counted([], lambda: here.wait_for_the_end(folder))
+forward = here.counted(here.Calls(13), folder)
 here.run(folder, teacher=TeacherCache(here.net(1), path=folder / "teacher"), forward=forward)
 """
 
 
-def counted(calls, hang):
-    """A forward that counts its calls, and calls `hang` in the 13th: the student's seventh batch, the teacher's being counted too."""
+def counted(calls, folder):
+    """A forward that counts its calls, those of the teacher too, and says so and waits in the one where it is to stop."""
 
     def forward(model, x):
-        calls.append(len(x))
-        if hang is not None and len(calls) == 13:
-            hang()
+        calls.count += 1
+        if calls.count == calls.stop_at:
+            (folder / "here").touch()
+            time.sleep(60)
         return model(x)
 
     return forward
-
-
-def wait_for_the_end(folder):
-    (folder / "here").touch()
-    time.sleep(60)
 
 
 def test_a_killed_process_is_continued(tmp_path, often):
@@ -194,7 +212,7 @@ def test_a_killed_process_is_continued(tmp_path, often):
     (tmp_path / "here").unlink()
     left = parts(tmp_path)
     assert len(left) == 2 and "pass" in left, left
-    calls = []
-    table, _ = run(tmp_path, teacher=TeacherCache(net(1), path=tmp_path / "teacher"), forward=counted(calls, None))
+    calls = Calls()
+    table, _ = run(tmp_path, teacher=TeacherCache(net(1), path=tmp_path / "teacher"), forward=counted(calls, tmp_path))
     want, _ = run(tmp_path)
-    assert same(table, want) and len(calls) == 2 * 5 and parts(tmp_path) == ["teacher"]
+    assert same(table, want) and calls.count == 2 * 5 and parts(tmp_path) == ["teacher"]

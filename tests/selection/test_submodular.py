@@ -113,8 +113,8 @@ def test_costs_stay_within_their_bounds(similarity):
     everyone = torch.arange(200)
     exact, got = costs.exact(everyone, everyone), costs.block(slice(None), slice(None)).double()
     assert bool((got < costs.below(exact + 1e-12)).all())
-    reach = torch.full((200, 1), 10.0)
-    assert bool(((got - exact).square().sum(0) <= costs.doubt(got.float(), reach, slice(None), slice(None))).all())
+    errors = costs.squared_errors(got.float(), costs.sq_norms[:, None], costs.sq_norms)
+    assert bool(((got - exact).square() <= errors).all()) and float(errors.max()) <= costs.largest_squared_error
     assert torch.equal(got.diagonal(), exact.diagonal().float().double())
 
 

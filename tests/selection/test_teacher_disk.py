@@ -16,7 +16,7 @@ from fastqat.selection import IndexedDataset, TeacherCache, score_dataset
 from fastqat.selection.scoring.fingerprint import data_fingerprint, model_fingerprint
 from fastqat.selection.teachers.logit_file import LogitFile
 
-from .scoring import CLASSES, SIZE, Counting, Mappings, Stream, data, net
+from .scoring import CLASSES, SIZE, Calls, Counting, Mappings, Stream, data, net
 
 NAMES = ["evs", "ds", "res"]
 
@@ -50,14 +50,21 @@ def test_a_second_pass_and_a_second_run_read_the_file_and_give_the_same_bits(tmp
     assert cache.forwards == SIZE
 
 
+def plain(model, x, *, by=(lambda x: x * SCALE)):
+    return (lambda outer: model(by(outer)))(x)
+
+
+SCALE = 1.0
+
+
 def test_another_process_uses_the_file(tmp_path):
-    run(TeacherCache(net(1), path=tmp_path / "t"))
+    run(TeacherCache(net(1), path=tmp_path / "t"), forward=plain)
     code = """
 import sys, torch
 from fastqat.selection import TeacherCache
-from tests.selection.test_teacher_disk import net, run
+from tests.selection.test_teacher_disk import net, plain, run
 cache = TeacherCache(net(1), path=sys.argv[1])
-torch.save(run(cache)["ds"], sys.argv[2])
+torch.save(run(cache, forward=plain)["ds"], sys.argv[2])
 assert cache.forwards == 0, cache.forwards
 """
     subprocess.run([sys.executable, "-c", code, tmp_path / "t", tmp_path / "ds"], check=True, cwd=Path(__file__).parents[2])
@@ -76,7 +83,13 @@ def changed_teacher():
     return teacher
 
 
+def under_autocast(path):
+    with torch.autocast("cpu", torch.bfloat16):
+        return run(TeacherCache(net(1), path=path))
+
+
 CHANGES = {
+    "changed since: autocast": under_autocast,
     "changed since: data": lambda path: run(TeacherCache(net(1), path=path), changed_data()),
     "changed since: teacher": lambda path: run(TeacherCache(changed_teacher(), path=path)),
     "changed since: forward": lambda path: run(TeacherCache(net(1), path=path), forward=lambda model, x: model(x)),
@@ -108,6 +121,20 @@ def test_weights_that_change_in_place_are_noticed_by_the_same_cache(tmp_path):
     assert cache.forwards == 2 * SIZE and torch.equal(second["ds"], run(teacher)["ds"]) and not torch.equal(first["ds"], second["ds"])
 
 
+def test_logits_in_memory_notice_another_teacher_and_other_data():
+    teacher = net(1)
+    cache = TeacherCache(teacher)
+    for _ in range(2):
+        first = run(cache)
+    assert cache.forwards == SIZE
+    teacher[0].weight.data.mul_(2)
+    for dataset, reason in ((data(), "teacher"), (changed_data(), "data")):
+        with pytest.warns(UserWarning, match=f"the teacher logits in memory are computed again: changed since: {reason}"):
+            second = run(cache, dataset)
+        assert torch.equal(second["ds"], run(teacher, dataset)["ds"]) and not torch.equal(first["ds"], second["ds"])
+    assert cache.forwards == 3 * SIZE and cache.complete
+
+
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"garbage", lambda b: b[:100], lambda b: b"x" + b[1:], lambda b: b""])
 def test_a_damaged_file_is_replaced(tmp_path, damage):
     path = tmp_path / "t"
@@ -118,24 +145,42 @@ def test_a_damaged_file_is_replaced(tmp_path, damage):
 
 
 def test_a_pass_that_breaks_off_leaves_nothing_and_an_older_file(tmp_path):
-    teacher, calls, path = net(1), [0], tmp_path / "t"
+    teacher, calls, path = net(1), Calls(), tmp_path / "t"
 
     def forward(model, x):
-        calls[0] += model is teacher
-        if calls[0] == 3:
+        calls.count += model is teacher
+        if calls.count == 3:
             raise RuntimeError("out of memory")
         return model(x)
 
     with pytest.raises(RuntimeError, match="out of memory"):
         run(TeacherCache(teacher, path=path), forward=forward)
     assert parts(tmp_path) == []
-    calls[0] = 10
+    calls.count = 10
     cache = TeacherCache(teacher, path=path)
     assert torch.equal(run(cache, forward=forward)["ds"], run(teacher)["ds"])
-    calls[0] = 2
+    calls.count = 2
     with pytest.raises(RuntimeError, match="out of memory"), pytest.warns(UserWarning, match="changed since: data"):
         run(cache, changed_data(), forward=forward)
     assert parts(tmp_path) == ["t"] and not cache.complete
+
+
+def test_runs_beside_another_with_the_same_file_disturb_nothing(tmp_path):
+    """One fails and one is done while the first is in its second batch."""
+    path, calls, want = tmp_path / "t", Calls(3), run(net(1))
+
+    def forward(model, x):
+        calls.count += 1
+        if calls.count == 3:
+            with pytest.raises(InputError, match="must have the same classes"):
+                score_dataset(net(0, 7), data(), "ds", teacher=TeacherCache(net(1), path=path), batch_size=32, forward=forward)
+            assert len(parts(tmp_path)) == 1
+            assert torch.equal(run(TeacherCache(net(1), path=path), forward=forward)["ds"], want["ds"])
+        return model(x)
+
+    cache = TeacherCache(net(1), path=path)
+    for _ in range(2):
+        assert torch.equal(run(cache, forward=forward)["ds"], want["ds"]) and parts(tmp_path) == ["t"] and cache.forwards == SIZE
 
 
 def test_a_stream_needs_a_name_for_its_content(tmp_path):
@@ -162,8 +207,8 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, monkeypatch):
         def write(self, data):
             raise OSError(28, "No space left on device")
 
-    opened = LogitFile.open_part
-    monkeypatch.setattr(LogitFile, "open_part", lambda self, key: (opened(self, key), setattr(self, "_file", Full(self._file)))[0])
+    created = LogitFile.create_part
+    monkeypatch.setattr(LogitFile, "create_part", lambda self, *part: (created(self, *part), setattr(self, "_file", Full(self._file))))
     with pytest.raises(OSError, match="No space left on device; free some space"):
         run(TeacherCache(net(1), path=tmp_path / "t"))
     assert parts(tmp_path) == []
@@ -220,6 +265,12 @@ def test_a_tensor_that_takes_the_place_of_another_is_seen():
 def test_fingerprints_of_models_see_weights_buffers_and_layers():
     models = [net(), net(1), changed_teacher(), net().append(torch.nn.ReLU()), net().to(torch.bfloat16)]
     assert len({model_fingerprint(model) for model in models}) == 5 and model_fingerprint(net(1)) == model_fingerprint(net(1))
+    swapped = net()
+    before, swapped[2] = model_fingerprint(swapped), torch.nn.GELU()
+    assert model_fingerprint(swapped) != before == model_fingerprint(net())
+    hidden = net()
+    hidden[0].weight.data += 1  # as fused optimizers do it: autograd's counter stands still
+    assert len({model_fingerprint(hidden), model_fingerprint(net())}) == 2
     with torch.inference_mode():
         frozen = net()
         first = model_fingerprint(frozen)

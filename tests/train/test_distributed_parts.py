@@ -2,6 +2,9 @@
 
 import os
 import signal
+import threading
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastqat import _distributed as group
+from fastqat import _torchrun
 from fastqat._errors import FastqatError, InputError, ProcessError
+from fastqat._torchrun import started
 from fastqat.nn import QConfig, calibrate, quantize
 from fastqat.quantizers import QuantSpec
 from fastqat.train import float_stage, run
@@ -29,28 +34,58 @@ Y = torch.arange(16) % 5
 def test_one_process_exchanges_nothing():
     assert group.world() == (0, 1) and group.summed(1.5, 2) == (1.5, 2.0)
     assert group.gather_objects("a") == ["a"] and group.from_first("a") == group.on_first(lambda: "a") == "a"
-    with group.started() as here, group.all_succeed():
+    with started() as here, group.all_succeed():
         assert here == (0, 1)
     with pytest.raises(InputError, match="^as it is$"), group.all_succeed():
         raise InputError("as it is")
 
 
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "an hour"])
+def test_the_longest_wait_is_a_setting(monkeypatch, text):
+    assert group.timeout() == timedelta(minutes=30)
+    monkeypatch.setenv("FASTQAT_TIMEOUT", "7200")
+    assert group.timeout() == timedelta(hours=2)
+    monkeypatch.setenv("FASTQAT_TIMEOUT", text)
+    with pytest.raises(InputError, match=f"FASTQAT_TIMEOUT={text}; accepted: seconds above 0"):
+        group.timeout()
+
+
+def worker_is_killed(*call) -> None:
+    raise RuntimeError("a worker was killed")
+
+
+def exchange_disturbed(rank: int, size: int) -> None:
+    """What DataLoader's handler raises in the middle of an exchange must not leave it half done."""
+    if rank == 1:
+        signal.signal(signal.SIGCHLD, worker_is_killed)
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGCHLD)).start()
+    else:
+        time.sleep(0.3)
+    assert group.gather_objects(str(rank)) == [str(r) for r in range(size)]
+    assert rank != 1 or signal.getsignal(signal.SIGCHLD) is worker_is_killed
+
+
 def exchange() -> None:
-    with group.started() as (rank, size):
+    with started() as (rank, size):
         rows = group.gather_rows(torch.full((rank, 2), float(rank)))
         assert [part.tolist() for part in rows] == [[[r, r]] * r for r in range(size)]
         assert group.gather_objects(str(rank)) == [str(r) for r in range(size)]
         assert group.summed(rank, 0.5) == (size * (size - 1) / 2, size / 2)
         assert group.from_first({"rank": rank}) == {"rank": 0} and group.on_first(os.getpid) == group.from_first(os.getpid())
-        with group.started() as again:
+        with started() as again:
             assert again == (rank, size)
         with group.all_succeed():
             pass
         whole = {2: [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9]], 3: [[0, 1, 2, 9], [3, 4, 5], [6, 7, 8]]}
         assert own_batches(10, 3).tolist() == whole[size][rank] and own_batches(2, 3).tolist() == [[0, 1], [], []][rank]
     assert group.world() == (0, 1)
-    with group.started() as (rank, size):
+    with started() as (rank, size):
         assert group.summed(1) == (size,), "a second group finds its own members"
+        exchange_disturbed(rank, size)
+        with pytest.raises(ZeroDivisionError), group.exchanging():
+            _ = 1 // 0
+        with pytest.raises(ProcessError, match=f"process {rank} of {size} is out of step"):
+            group.gather_objects(0)
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -59,21 +94,38 @@ def test_exchanges(tmp_path, size):
     assert ranks.codes() == [0] * size, ranks.output()
 
 
-def fail(where: str) -> int:
-    try:
-        with group.started() as (rank, _):
-            if where == "on the first":
-                group.on_first(lambda: 1 // 0)
-            elif where == "on one":
-                with group.all_succeed():
-                    if rank == 1:
-                        raise InputError("no way")
-            elif where == "alone" and rank == 1:
+def fails(where: str, rank: int) -> None:
+    """The block of `fail`; process 0 is the last to leave after its own error."""
+    if where == "on the first":
+        try:
+            group.on_first(lambda: 1 // 0)
+        finally:
+            time.sleep(0.2 if rank == 0 else 0)
+    elif where == "on one":
+        with group.all_succeed():
+            if rank == 1:
                 raise InputError("no way")
-            elif where == "killed" and rank == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            group.gather_objects(rank)
-    except (FastqatError, ZeroDivisionError) as error:
+    elif rank != 1:
+        pass
+    elif where == "alone":
+        raise InputError("no way")
+    elif where == "data":
+        with group.exchanging():
+            raise RuntimeError("Connection refused by gloo's storage")
+    elif where == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif where == "slow":
+        time.sleep(1.5)
+    group.gather_objects(rank)
+
+
+def fail(where: str) -> int:
+    _torchrun._LEAVE = 0.7
+    os.environ["FASTQAT_TIMEOUT"] = "0.5" if where == "slow" else "60"
+    try:
+        with started() as (rank, _):
+            fails(where, rank)
+    except (FastqatError, ZeroDivisionError, RuntimeError) as error:
         told = isinstance(error, ProcessError) and error.told
         print(f"{type(error).__name__}{' told' if told else ''}: {error}", flush=True)
         return 2
@@ -81,19 +133,22 @@ def fail(where: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("where", "message"),
+    ("where", "first", "message"),
     [
-        ("on the first", "process 0 of 3 failed: ZeroDivisionError: integer division or modulo by zero"),
-        ("on one", "process 1 of 3 failed: no way"),
-        ("alone", "InputError: no way"),
-        ("killed", "lost contact with another one"),
+        ("on the first", "ZeroDivisionError: ", "process 0 of 3 failed: ZeroDivisionError: integer division or modulo by zero"),
+        ("on one", "InputError: ", "process 1 of 3 failed: no way"),
+        ("alone", "InputError: no way", "process 1 of 3 failed: no way"),
+        ("data", "RuntimeError: Connection refused by gloo's storage", "process 1 of 3 failed: RuntimeError: Connection refused"),
+        ("killed", "ProcessError: process ", "lost contact with another one, which ended, or"),
+        ("slow", "ProcessError: process ", "was waited for longer than 0.5 s (FASTQAT_TIMEOUT)"),
     ],
 )
-def test_an_error_ends_all_and_is_told_once(tmp_path, where, message):
+def test_an_error_ends_all_and_is_told_once(tmp_path, where, first, message):
     ranks = Ranks(3, tmp_path, fail, where)
     assert ranks.codes(20) == [2, -signal.SIGKILL if where == "killed" else 2, 2], ranks.output()
     lines = [line for line in ranks.output().splitlines() if not line.startswith("[")]  # those are gloo's
-    assert sum(" told: " not in line for line in lines) == 1 and message in ranks.output(), lines
+    untold = [line for line in lines if " told: " not in line]
+    assert len(untold) == 1 and untold[0].startswith(first) and message in ranks.output(), lines
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
@@ -127,7 +182,7 @@ def gradients(grad_factor: str) -> list[dict[str, torch.Tensor]]:
 
 
 def save_gradients(folder: Path) -> None:
-    with group.started() as (rank, _):
+    with started() as (rank, _):
         torch.save({factor: gradients(factor) for factor in ("paper", "per_scale")}, folder / f"{rank}.pt")
 
 
@@ -146,7 +201,7 @@ def test_gradients_are_those_of_the_whole_batch(tmp_path, size):
 
 
 def statistics() -> None:
-    with group.started() as (rank, size):
+    with started() as (rank, size):
         model = quantize(nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2)), QConfig(QuantSpec(4), QuantSpec(4, "minmax")), skip=())
         calibrate(model, [torch.ones(2, 2)])
         replica = Replica(model)

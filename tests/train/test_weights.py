@@ -128,7 +128,8 @@ def test_settings_of_selections(tmp_path):
     ("text", "message"),
     [("select_options: [1]", "must be a mapping of options"), ("select_options: 'strata'", "must be a mapping"),
      ("select_options: '{'", "must be a mapping"), ("select_options: {1: 2}", "must be a mapping"),
-     ("score: best", "score must be one of acs, "), ("score_source: memory", "score_source must be one of pass, train"),
+     ("score: best", "score must be one of acs, "),
+     ("score: misses", "score must be one of acs, .*got 'misses'"), ("score_source: memory", "score_source must be one of pass, train"),
      ("select: k_centre", "select must be one of none, random, rs2, acs, bottomk")],
 )  # fmt: skip
 def test_bad_yaml(tmp_path, text, message):
@@ -151,6 +152,8 @@ BAD = {
     "a score of a training": ({"select": "topk", "score": "aum"}, "of a whole training; use score_source='train'"),
     "no epoch left": ({"select": "topk", "select_warmup": 3, "select_anneal": 1}, "leave none of 4 epochs for a selection"),
     "a fraction that leaves a class empty": ({"select": "middle", "fraction": 0.001}, "leaves class"),
+    "a score of which small is best": ({"select": "importance", "score": "margin"}, "of margin small ones are; use evs"),
+    "glister on embeddings": ({"select": "glister", "features": "embedding"}, "understands features='gradient' or features='error'"),
     "negative warm-up": ({"select_warmup": -1}, "select_warmup must be at least 0"),
 }
 BAD = {name: case for name, case in BAD.items() if case[0].get("select", "none") in (*list_selectors(), "none")}
@@ -187,3 +190,5 @@ def test_the_command_line(tiny, capsys):
     assert (tiny.runs / "digits-resnet8-w2a32-stratified-loss-static-train30-ce-seed0").is_dir()
     assert main(["train", *flags, "--select-options", "strata=4"]) == 2
     assert "select_options must be a mapping of options" in capsys.readouterr().err
+    assert main(["train", *flags, "--overwrite", "--score", "aum", "--score-source", "pass"]) == 2
+    assert "use --score-source train and --select-warmup 2 or more" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from fastqat.selection.geometry.blocks import mean_row, product_dtype, row_block
 
 SIMILARITIES = ("euclidean", "cosine", "rbf")
 _TINY = torch.finfo(torch.float32).tiny
+_TALL = 128
 
 
 class Costs:
@@ -20,7 +22,7 @@ class Costs:
 
     ``start`` is the cost of a sample that nobody serves.
 
-    * ``"euclidean"``: ‖x_i − x_j‖ in units of the largest distance to the mean; ``start`` is more than any of them.
+    * ``"euclidean"``: ‖x_i − x_j‖ in units of a power of two, such that none is above 2; ``start`` is more than any of them.
     * ``"cosine"``: 1 − cos(x_i, x_j), 1 for a row of zeros; ``start`` is 1, so that samples at more than a right angle cannot serve.
     * ``"rbf"``: 1 − exp(−‖x_i − x_j‖² / 2σ²), σ = `bandwidth`, None for the root of the mean squared distance to the mean; ``start`` is 1.
 
@@ -33,22 +35,33 @@ class Costs:
     def __init__(self, features: Tensor, similarity: str, bandwidth: float | None = None):
         _check(similarity, bandwidth)
         self.similarity, self._features = similarity, features
-        mean = mean_row(features)
-        blocks = list(row_blocks(len(features), 24 * len(mean)))
-        largest = max(float((features[block].double() - mean).norm(dim=1).max()) for block in blocks)
-        self._scale = largest if similarity != "cosine" and largest > 0 else 1.0
-        dtype = product_dtype(features.device, len(mean), 1.0)
+        width = features.shape[1]
+        self._wide = features.dtype == torch.float64 or not 1e-12 < float(features.abs().max()) < 1e12
+        self._scale = 1.0 if similarity == "cosine" else self._centre()
+        dtype = product_dtype(features.device, width, 1.0)
         self._rows = torch.empty(features.shape, dtype=dtype, device=features.device)
-        for block in blocks:
-            x = features[block].double()
-            self._rows[block] = normalize(x, eps=_TINY) if similarity == "cosine" else (x - mean) / self._scale
-        self._sq_norms = self._rows.square().sum(1)
-        width = (2 * (float(self._sq_norms.mean(dtype=torch.float64)) if bandwidth is None else (bandwidth / self._scale) ** 2)) or 1.0
-        self._twice_variance = width
-        self._worst, self._usual = _product_errors(len(mean), dtype)
-        self._own = 1 - self._sq_norms.sign() if similarity == "cosine" else torch.zeros_like(self._sq_norms)
+        for block in row_blocks(len(features), 16 * width):
+            x = self._shifted(block)
+            self._rows[block] = x / _norms(x).to(x.dtype).clamp_min_(_TINY) if similarity == "cosine" else x / self._scale
+        self.sq_norms = self._rows.square().sum(1)
+        variance = float(self.sq_norms.mean(dtype=torch.float64)) if bandwidth is None else (bandwidth / self._scale) ** 2
+        self._twice_variance = 2 * variance or 1.0
+        self._worst, self._usual = _product_errors(width, dtype)
+        self._own = 1 - self.sq_norms.sign() if similarity == "cosine" else torch.zeros_like(self.sq_norms)
         self.start = 2.01 if self._plain else 1.0
         self._all: Tensor | None = None
+
+    def _centre(self) -> float:
+        """Find the mean, and return the power of two that is next above the largest distance to it: dividing by that is exact."""
+        x = self._features
+        self._mean = mean_row(x)
+        largest = max(float(_norms(self._shifted(block)).max()) for block in row_blocks(len(x), 16 * x.shape[1]))
+        return 2.0 ** math.ceil(math.log2(largest)) if largest > 0 else 1.0
+
+    def _shifted(self, block: slice) -> Tensor:
+        """Rows as they are or less the mean, in fp32 where that has the range: a difference is rounded relative to itself."""
+        x = self._features[block].to(torch.float64 if self._wide else torch.float32)
+        return x if self.similarity == "cosine" else x - self._mean.to(x.dtype)
 
     @property
     def _plain(self) -> bool:
@@ -75,7 +88,7 @@ class Costs:
         if self.similarity == "cosine":
             costs = (x @ y.T).neg_().add_(1)
         else:
-            costs = torch.addmm(self._sq_norms[columns], x, y.T, alpha=-2).add_(self._sq_norms[rows][:, None]).clamp_min_(0)
+            costs = torch.addmm(self.sq_norms[columns], x, y.T, alpha=-2).add_(self.sq_norms[rows][:, None]).clamp_min_(0)
             costs = costs.sqrt_() if self._plain else costs.div_(-self._twice_variance).expm1_().neg_()
         samples, row, column = self._selves(rows, columns)
         costs[row, column] = self._own[samples]
@@ -87,10 +100,14 @@ class Costs:
         return self._all is not None
 
     def remember(self) -> None:
-        """Compute all costs now and keep them, N² values."""
-        everything = torch.empty(len(self), len(self), dtype=self.dtype, device=self.device)
-        for rows in row_blocks(len(self), 8 * len(self)):
-            everything[rows] = self.block(rows, slice(None))
+        """Compute all costs now and keep them, N² values: those above the diagonal from products, those below it as copies."""
+        size = len(self)
+        everything = torch.empty(size, size, dtype=self.dtype, device=self.device)
+        for top in range(0, size, _TALL):
+            rows = slice(top, min(top + _TALL, size))
+            costs = self.block(rows, slice(top, None))
+            everything[rows, top:] = costs
+            everything[rows.stop :, rows] = costs[:, len(costs) :].T
         self._all = everything
 
     def _selves(self, rows: Tensor | slice, columns: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,23 +117,27 @@ class Costs:
         row = ((samples >= first) & (samples < last)).nonzero().flatten()
         return samples[row], row, samples[row] - first
 
-    def doubt(self, costs: Tensor, reach: Tensor, rows: Tensor | slice, columns: slice) -> Tensor:
-        """Σ_i ε_ij² over the `rows` i with c_ij < `reach`, ``[columns]``; ε_ij bounds the error of an entry of `costs` as `block` gave it.
+    def squared_errors(self, costs: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
+        """Bounds on the squared errors of `costs` as `block` gave them, from `sq_norms` of the two samples of each.
 
-        The rounding of a product of D terms is taken to stay below 6 √D u of the norms: beyond that only with a probability of 1e-7. A
-        sum of such errors stays still further below the root of the sum of the ε².
+        A squared distance that is off by δ is a distance that is off by at most δ / c, and by √δ. The rounding of a product of D terms is
+        taken to stay below 6 √D u of the norms: beyond that only with a probability of 1e-7. A sum of such errors stays still further
+        below the root of the sum of their squares.
 
         Source: Higham & Mary, A new approach to probabilistic rounding error analysis, SIAM J. Sci. Comput. 41, 2019.
         """
         if not self._plain:
-            steepest = 1.0 if self.similarity == "cosine" else 4 / self._twice_variance
-            return (costs < reach).sum(0) * (steepest * self._usual + 4 * torch.finfo(self.dtype).eps) ** 2
-        ours, theirs = self._sq_norms[rows], self._sq_norms[columns]
-        inverse = costs.square().clamp_min_(2 * self._usual * theirs + 1e-12).reciprocal_().mul_(costs < reach)
-        _, row, column = self._selves(rows, columns)
-        inverse[row, column] = 0
-        sums = torch.stack([ours.square(), torch.ones_like(ours)]) @ inverse
-        return 8 * self._usual**2 * (sums[0] + theirs.square() * sums[1])
+            return torch.full_like(costs, self.largest_squared_error)
+        off = (ours + theirs).mul_(2 * self._usual)
+        return torch.maximum(costs.square(), off).clamp_min_(_TINY).reciprocal_().mul_(off.square_())
+
+    @property
+    def largest_squared_error(self) -> float:
+        """Bound on the `squared_errors` of all pairs."""
+        if self._plain:
+            return 4 * self._usual
+        steepest = 1.0 if self.similarity == "cosine" else 4 / self._twice_variance
+        return (steepest * self._usual + 4 * torch.finfo(self.dtype).eps) ** 2
 
     def below(self, limit: Tensor) -> Tensor:
         """What `block` gives is below this wherever the true cost is below `limit`; in the precision of `block`."""
@@ -144,6 +165,10 @@ class Costs:
             return (-distances.square() / self._twice_variance).expm1().neg_()
         empty = (x == 0).all(1)[:, None] | (y == 0).all(1)
         return (distances.square() / 2).masked_fill_(empty, 1.0)
+
+
+def _norms(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
 
 
 def _product_errors(width: int, dtype: torch.dtype) -> tuple[float, float]:

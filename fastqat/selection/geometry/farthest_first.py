@@ -10,20 +10,22 @@ from torch import Tensor
 from fastqat._errors import InputError
 from fastqat.selection.budget import check_count
 from fastqat.selection.geometry.blocks import mean_row, row_blocks
-from fastqat.selection.geometry.metrics import Name
+from fastqat.selection.geometry.metrics import Metric, Name, make_metric
+from fastqat.selection.geometry.passes import farthest_by_passes, few_enough
 from fastqat.selection.geometry.points import Points
 
 _ACTIVE, _LEAST_ACTIVE = 1024, 64
 """How many of the farthest samples are followed pick by pick: twice the picks to go, within these; their distances take up to 4 MB."""
 
 
-def farthest_first(features: Tensor, budget: int, *, metric: Name = "euclidean", first: int | None = None) -> tuple[Tensor, Tensor]:
+def farthest_first(features: Tensor, budget: int, *, metric: Name = "euclidean", first: int | None = None) -> Tensor:
     """Add the sample that is farthest from those already chosen, argmax_i min_{j∈S} d(i, j), until there are `budget`.
 
     The picks are those of the plain loop in fp64 from differences; among equal distances the lowest index comes first, and a sample
     equal to a chosen one is at distance 0. The loop reads all features for every pick. Here only the farthest samples are followed pick
     by pick, for as long as none of the others can be next, and all that was picked meanwhile is then compared with all samples in one
-    matrix product. Beyond the features it needs about 100 MB and 60 bytes per sample.
+    matrix product. Beyond the features it needs about 100 MB and 60 bytes per sample. Only on features that fit a CPU's cache the loop is
+    faster, and is what runs, with matrix-vector products.
 
     Args:
         features: floating ``[N, D]`` on any device; probabilities ``[N, C]`` for "symmetric_kl".
@@ -32,8 +34,7 @@ def farthest_first(features: Tensor, budget: int, *, metric: Name = "euclidean",
         first: the sample to begin with; None takes the one nearest to the mean.
 
     Returns:
-        Indices int64 ``[budget]`` in the order of picking, and radii fp64 ``[N]``: of a picked sample its distance to those picked
-        before it (inf for the first), of any other its distance to the picked ones. Both on the device of the features.
+        Indices int64 ``[budget]`` in the order of picking, on the device of the features. `cover_radii` has their distances.
 
     Raises:
         InputError: budget or first is out of range, an unknown metric, all zeros under "cosine", negative values under "symmetric_kl".
@@ -42,28 +43,44 @@ def farthest_first(features: Tensor, budget: int, *, metric: Name = "euclidean",
 
     Example:
         >>> import torch
-        >>> picks, radii = farthest_first(torch.tensor([[0.0], [1.0], [5.0], [2.0]]), 3, first=0)
-        >>> picks.tolist(), radii.tolist()
-        ([0, 2, 3], [inf, 1.0, 5.0, 2.0])
+        >>> farthest_first(torch.tensor([[0.0], [1.0], [5.0], [2.0]]), 3, first=0).tolist()
+        [0, 2, 3]
     """
-    budget = _check_budget(len(features), budget)
-    points = Points(features, metric)
-    start = nearest_to_mean(points) if first is None else _check_first(len(features), first)
-    radii = torch.full((len(features),), math.inf, dtype=torch.float64, device=features.device)
-    values = radii.clone()
-    picks = [start]
-    pending = picks
-    while len(picks) < budget:
-        values[pending] = -1.0
-        _compare(points, values, pending)
-        pending, heights = _follow(points, values, budget - len(picks))
-        radii[pending] = radii.new_tensor(heights)
-        picks += pending
-    values[pending] = -1.0
-    _compare(points, values, pending)
-    indices = torch.tensor(picks, device=features.device)
-    values[indices] = radii[indices]
-    return indices, points.metric.outside(values)
+    budget, metric_of = _check_budget(len(features), budget), make_metric(metric, features)
+    start = nearest_to_mean(features, metric_of) if first is None else _check_first(len(features), first)
+    if few_enough(features, metric_of.width):
+        picks = farthest_by_passes(features, metric_of, budget, start)
+    else:
+        picks = _among_farthest(Points(features, metric_of), budget, start)
+    return torch.tensor(picks, device=features.device)
+
+
+def cover_radii(features: Tensor, picks: Tensor, *, metric: Name = "euclidean") -> Tensor:
+    """Of every sample the distance to the nearest of `picks`; of a picked one to those picked before it, inf for the first.
+
+    Args:
+        features, metric: see `farthest_first`.
+        picks: its result, int64 ``[K]``.
+
+    Returns:
+        fp64 ``[N]`` on the device of the features.
+
+    Raises:
+        InputError: see `farthest_first`.
+
+    Example:
+        >>> import torch
+        >>> cover_radii(torch.tensor([[0.0], [1.0], [5.0], [2.0]]), torch.tensor([0, 2, 3])).tolist()
+        [inf, 1.0, 5.0, 2.0]
+    """
+    points = Points(features, make_metric(metric, features))
+    values = torch.full((len(features),), math.inf, dtype=torch.float64, device=features.device)
+    turns = picks.new_full((len(features),), len(picks))
+    turns[picks] = torch.arange(len(picks), device=picks.device)
+    values[picks[0]] = -1.0
+    _compare(points, values, picks, turns)
+    values[picks[0]] = math.inf
+    return points.metric.outside(values)
 
 
 def _check_budget(size: int, budget: int) -> int:
@@ -78,40 +95,51 @@ def _check_first(size: int, first: int) -> int:
     return int(first)
 
 
-def nearest_to_mean(points: Points) -> int:
+def nearest_to_mean(features: Tensor, metric: Metric) -> int:
     """The sample at the least distance from the mean of all samples, the lowest index of several."""
-    mean = mean_row(points.features, points.block_bytes)[None]
-    blocks = row_blocks(len(points), 32 * points.metric.width, points.block_bytes)
-    return int(torch.cat([points.metric.pairs(points.features[block], mean) for block in blocks]).argmin())
+    mean = mean_row(features)[None]
+    blocks = row_blocks(len(features), 32 * metric.width)
+    return int(torch.cat([metric.pairs(features[block], mean) for block in blocks]).argmin())
 
 
-def _compare(points: Points, values: Tensor, picks: list[int]) -> None:
-    """Lower `values`, every sample's distance to the picked ones, by that to `picks`."""
-    side = points.side(torch.tensor(picks, device=values.device))
+def _among_farthest(points: Points, budget: int, start: int) -> list[int]:
+    """The picks, each from the farthest samples at the last comparison of all."""
+    values = torch.full((len(points),), math.inf, dtype=torch.float64, device=points.own.device)
+    picks = [start]
+    pending = picks
+    while len(picks) < budget:
+        values[pending] = -1.0
+        _compare(points, values, torch.tensor(pending, device=values.device))
+        pending = _follow(points, values, budget - len(picks))
+        picks += pending
+    return picks
+
+
+def _compare(points: Points, values: Tensor, picks: Tensor, turns: Tensor | None = None) -> None:
+    """Lower `values`, every sample's distance to the picked ones, by that to `picks`; to the first `turns` ``[N]`` of these if given."""
+    side = points.side(picks)
     for block in row_blocks(len(points), 8 * (len(picks) + points.metric.width), points.block_bytes):
-        values[block] = points.lower(values[block], block, side)
+        values[block] = points.lower(values[block], block, side, None if turns is None else turns[block])
 
 
-def _follow(points: Points, values: Tensor, most: int) -> tuple[list[int], list[float]]:
-    """The next picks, at most `most`, and their distances: as many as the farthest samples decide among themselves."""
+def _follow(points: Points, values: Tensor, most: int) -> list[int]:
+    """The next picks, at most `most`: as many as the farthest samples decide among themselves."""
     active, rest, first_rest = _farthest(values, min(_ACTIVE, max(_LEAST_ACTIVE, 2 * most)))
     products, error = points.estimates(active, points.side(active))
     products, slack = products.T.contiguous(), error - points.own[active]
     current, indices = values[active], active.tolist()
     picks: list[int] = []
-    heights: list[float] = []
     while len(picks) < most:
         best = int(current.argmax())
         height = float(current[best])
         if height < rest or (height == rest and indices[best] > first_rest):
             break
         picks.append(indices[best])
-        heights.append(height)
         current[best] = -1.0
         if height > 0:
             near = (products[best] <= current + slack).nonzero().squeeze(1)
             current[near] = torch.minimum(current[near], points.exact(active[near], active[best : best + 1]))
-    return picks, heights
+    return picks
 
 
 def _farthest(values: Tensor, count: int) -> tuple[Tensor, float, int]:

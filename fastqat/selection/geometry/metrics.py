@@ -20,6 +20,17 @@ class Right(NamedTuple):
     bias: Tensor
 
 
+class Factors(NamedTuple):
+    """Both sides of the product for distances among samples, d(i, j) = own[i] + own[j] − left[i]·right[j], all fp64: `left` and `right`
+    ``[N, E]``, `own` ``[N]``; `most` bounds ‖left[i]‖‖right[j]‖ + |own[i]| + |own[j]|.
+    """
+
+    left: Tensor
+    right: Tensor
+    own: Tensor
+    most: float
+
+
 class Euclidean:
     """½‖a − b‖² inside, ‖a − b‖ outside.
 
@@ -49,6 +60,15 @@ class Euclidean:
     def own(self, features: Tensor) -> Tensor:
         """What the distance has of a alone: ½‖a − m‖²."""
         return (features.double() - self.mean).square_().sum(1) / 2
+
+    def factors(self, features: Tensor) -> Factors:
+        """Both sides, from the mean."""
+        return self._both_sides(features.to(torch.float64, copy=True).sub_(self.mean))
+
+    @staticmethod
+    def _both_sides(rows: Tensor) -> Factors:
+        own = rows.norm(dim=1).square_() / 2
+        return Factors(rows, rows, own, 4 * float(own.max()))
 
     def pairs(self, a: Tensor, b: Tensor) -> Tensor:
         """The distance of each row of `a` to the same row of `b`, ``[n]``, from differences in fp64: 0 for equal rows."""
@@ -87,6 +107,10 @@ class Cosine(Euclidean):
     def own(self, features: Tensor) -> Tensor:
         """What the distance has of a alone."""
         return super().own(self._unit(features))
+
+    def factors(self, features: Tensor) -> Factors:
+        """Both sides."""
+        return self._both_sides(self._unit(features))
 
     def pairs(self, a: Tensor, b: Tensor) -> Tensor:
         """The distance of each row of `a` to the same row of `b`."""
@@ -128,6 +152,12 @@ class SymmetricKL:
         """What the distance has of p alone: ½ Σ p log p."""
         p, log_p = self._rows(features)
         return (p * log_p).sum(1) / 2
+
+    def factors(self, features: Tensor) -> Factors:
+        """Both sides."""
+        p, log_p = self._rows(features)
+        left, own = torch.cat((p, log_p), 1), (p * log_p).sum(1) / 2
+        return Factors(left, torch.cat((log_p, p), 1) / 2, own, float(left.norm(dim=1).max() ** 2 / 2 + 2 * own.abs().max()))
 
     def pairs(self, a: Tensor, b: Tensor) -> Tensor:
         """The distance of each row of `a` to the same row of `b`."""

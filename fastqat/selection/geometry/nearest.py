@@ -8,7 +8,7 @@ from torch import Tensor
 from fastqat._errors import InputError
 from fastqat.selection.budget import check_count
 from fastqat.selection.geometry.blocks import BLOCK_BYTES, row_blocks
-from fastqat.selection.geometry.metrics import Name
+from fastqat.selection.geometry.metrics import Name, make_metric
 from fastqat.selection.geometry.points import Points
 
 _SPARE = 8
@@ -43,18 +43,19 @@ def nearest_neighbours(features: Tensor, k: int, *, metric: Name = "euclidean", 
     size = len(features)
     if check_count("k", k) >= size:
         raise InputError(f"k must be less than the number of samples, {size}; got {k}")
-    points = Points(features, metric, block_bytes)
+    points = Points(features, make_metric(metric, features), block_bytes)
     kept = min(k + _SPARE, size - 1)
     rows = max(1, min(1024, block_bytes // (16 * (kept + points.metric.width))))
     distances, indices = points.own.new_empty(size, k), torch.empty(size, k, dtype=torch.int64, device=features.device)
+    twins: dict[int, Tensor] = {}
     for start in range(0, size, rows):
         block = slice(start, min(start + rows, size))
-        distances[block], indices[block] = _block(points, block, k, kept)
+        distances[block], indices[block] = _block(points, block, k, kept, twins)
     return points.metric.outside(distances), indices
 
 
-def _block(points: Points, block: slice, k: int, kept: int) -> tuple[Tensor, Tensor]:
-    """Neighbours of the samples in `block`: inner distances ``[n, k]`` and indices."""
+def _block(points: Points, block: slice, k: int, kept: int, twins: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+    """Neighbours of the samples in `block`: inner distances ``[n, k]`` and indices; `twins`: see `_among_all`."""
     least, candidates, error = _candidates(points, block, kept)
     count = block.stop - block.start
     own = torch.arange(block.start, block.stop, device=candidates.device)
@@ -64,7 +65,7 @@ def _block(points: Points, block: slice, k: int, kept: int) -> tuple[Tensor, Ten
     distances, indices = exact.gather(1, order), candidates.gather(1, order)
     if kept < len(points) - 1:
         for row in (distances[:, -1] >= least - error).nonzero().squeeze(1).tolist():
-            distances[row], indices[row] = _among_all(points, block.start + row, k)
+            distances[row], indices[row] = _among_all(points, block.start + row, k, twins)
     return distances, indices
 
 
@@ -98,10 +99,20 @@ def _leave_out_self(products: Tensor, rows: slice, columns: slice) -> None:
         products[same - rows.start, same - columns.start] = torch.inf
 
 
-def _among_all(points: Points, sample: int, k: int) -> tuple[Tensor, Tensor]:
-    """Neighbours of one sample by its exact distances to all."""
+def _among_all(points: Points, sample: int, k: int, twins: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+    """Neighbours of one sample by its exact distances to all.
+
+    The k nearest of one that has more than k equals are the first of these: `twins` remembers for each of them who they are, so that all
+    together cost one look at all samples.
+    """
+    if sample in twins:
+        first = twins[sample]
+        return points.own.new_zeros(k), first[first != sample][:k]
     everyone = torch.arange(len(points), device=points.own.device)
-    distances = points.exact(torch.full_like(everyone, sample), everyone)
+    distances = points.exact(everyone, everyone[sample : sample + 1])
+    equal = (distances == 0).nonzero().squeeze(1)
+    if len(equal) > k and bool((points.features[equal] == points.features[sample]).all()):
+        twins.update(dict.fromkeys(equal.tolist(), equal[: k + 1]))
     distances[sample] = torch.inf
     best = distances.sort(stable=True)
     return best.values[:k], best.indices[:k]

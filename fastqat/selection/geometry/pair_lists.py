@@ -42,14 +42,14 @@ class PairLists:
         return place, self.others[at], self.costs[at]
 
     def shorten(self, reach: Tensor) -> None:
-        """Drop the pairs at costs that neither of the two samples reaches, ``[rows]``; in place."""
+        """Drop the pairs at costs from the `reach` ``[rows]`` of the other sample on; in place."""
         starts, end = self.starts.clone(), 0
         for first in range(0, self._rows, _ROWS_AT_ONCE):
             last = min(first + _ROWS_AT_ONCE, self._rows)
             begin, stop = int(starts[first]), int(starts[last])
             others, costs = self.others[begin:stop], self.costs[begin:stop]
             row = torch.repeat_interleave(starts[first + 1 : last + 1] - starts[first:last])
-            keep = costs < torch.maximum(reach[first:last][row], reach[others])
+            keep = costs < reach[others]
             self.starts[first + 1 : last + 1] = end + row[keep].bincount(minlength=last - first).cumsum(0)
             others, costs = others[keep], costs[keep]
             self.others[end : end + len(others)], self.costs[end : end + len(others)] = others, costs

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastqat.selection.geometry.blocks import BLOCK_BYTES, product_dtype, row_blocks, unit_error
-from fastqat.selection.geometry.metrics import make_metric
+from fastqat.selection.geometry.metrics import Metric
 
 
 class Side(NamedTuple):
@@ -27,13 +27,13 @@ class Side(NamedTuple):
 
 
 class Points:
-    """`features` ``[N, D]`` under the metric called `metric`.
+    """`features` ``[N, D]`` under `metric`.
 
     Beyond the features it holds two numbers per sample. ``own`` ``[N]`` fp64: see `metrics`. ``norm`` ``[N]`` fp64: of the left factors.
     """
 
-    def __init__(self, features: Tensor, metric: str, block_bytes: int = BLOCK_BYTES):
-        self.features, self.metric, self.block_bytes = features, make_metric(metric, features), block_bytes
+    def __init__(self, features: Tensor, metric: Metric, block_bytes: int = BLOCK_BYTES):
+        self.features, self.metric, self.block_bytes = features, metric, block_bytes
         parts = [self._numbers(features[block]) for block in row_blocks(len(features), 16 * self.metric.width, block_bytes)]
         self.own, self.norm = (torch.cat(column) for column in zip(*parts, strict=True))
         largest = float(self.norm.max())
@@ -67,13 +67,16 @@ class Points:
             parts.append(self.metric.pairs(self.features[a[block]], self.features[b[block]] if others is None else others))
         return torch.cat(parts) if parts else self.own.new_empty(0)
 
-    def lower(self, values: Tensor, block: slice, side: Side) -> Tensor:
-        """`values` ``[n]`` of the samples in `block`, each lowered to its exact distance to the nearest of `side` where that is less.
+    def lower(self, values: Tensor, block: slice, side: Side, turns: Tensor | None = None) -> Tensor:
+        """`values` ``[n]`` of the samples in `block`, each lowered to its exact distance to the nearest of `side`, or of the first `turns`
+        ``[n]`` of it, where that is less.
 
         Of a pair the exact distance is taken only if its estimate leaves open that it is the nearest, and nearer than the value. A value
         that is not positive cannot fall.
         """
         products, error = self.estimates(block, side)
+        if turns is not None:
+            products.masked_fill_(torch.arange(len(side.indices), device=turns.device) >= turns[:, None], torch.inf)
         own = self.own[block]
         nearest = products.amin(1).double() + own
         rows = ((nearest <= values + error) & (values > 0)).nonzero().squeeze(1)

@@ -24,7 +24,7 @@ def make_screen(features: Tensor, mean: Tensor) -> FloatScreen | CodeScreen:
 
 
 class FloatScreen:
-    """Reads the features for every point."""
+    """Reads the features for every point. ``half`` ``[N]``: half the squares of the distances to the mean, inf for those left out."""
 
     def __init__(self, features: Tensor, mean: Tensor):
         self._features, self._mean = features, mean
@@ -32,7 +32,7 @@ class FloatScreen:
         for block in row_blocks(len(features), 24 * len(mean)):
             rows = features[block].double()
             parts.append((rows.norm(dim=1), (rows - mean).square_().sum(1) / 2))
-        self._norms, self._half = (torch.cat(column) for column in zip(*parts, strict=True))
+        self._norms, self.half = (torch.cat(column) for column in zip(*parts, strict=True))
         self._dtype = product_dtype(features.device, len(mean), float(self._norms.max()))
         self._blocks = list(row_blocks(len(features), 16 * len(mean)))
 
@@ -40,27 +40,27 @@ class FloatScreen:
         """Every sample that may be the nearest to mean + `point` ``[D]`` of those not left out, in ascending order."""
         vector = point.to(self._dtype)
         products = torch.cat([self._features[block].to(self._dtype) @ vector for block in self._blocks])
-        estimates = self._half - products.double() + self._mean @ point
+        estimates = self.half - products.double() + self._mean @ point
         width = len(point)
         size = point.norm()
         error = unit_error(width, self._dtype) * size * self._norms
-        error += unit_error(width, torch.float64) * (self._half.nan_to_num(posinf=0.0) + size * self._mean.norm())
+        error += unit_error(width, torch.float64) * (self.half.nan_to_num(posinf=0.0) + size * self._mean.norm())
         return _open(estimates, error)
 
     def leave_out(self, index: int | Tensor) -> None:
         """Never name sample `index` again."""
-        self._half[index] = torch.inf
+        self.half[index] = torch.inf
 
     def along_only(self) -> None:
         """From now on `nearest` names those that may have the largest product with `point`, whatever their length."""
-        self._half.zero_()
+        self.half.zero_()
 
 
 class CodeScreen:
     """Reads 8-bit codes of the centred features, a quarter of the bytes of fp32.
 
     g = s q + e with a scale s per sample, the point u = t r + f: g·u = s t q·r + e·u + s q·f, of which |e·u| ≤ ‖e‖‖u‖ and
-    |s q·f| ≤ ‖s q‖‖f‖. All lengths are in units of the longest g.
+    |s q·f| ≤ ‖s q‖‖f‖. All lengths are in units of the longest g. ``half``: see `FloatScreen`.
     """
 
     def __init__(self, features: Tensor, mean: Tensor):
@@ -70,7 +70,7 @@ class CodeScreen:
         self._codes = torch.full((size, width), _FEATURE_CODES, dtype=torch.int8)
         largest = torch.full((width, 1), _POINT_CODES, dtype=torch.int8)
         self.exact_products = bool((torch._int_mm(self._codes, largest) == width * _FEATURE_CODES * _POINT_CODES).all())
-        self._half, self._step, self._lost, self._kept = torch.empty(4, size)
+        self.half, self._step, self._lost, self._kept = torch.empty(4, size)
         for block in blocks:
             self._encode(block, (features[block].double() - mean).div_(self._unit))
 
@@ -80,7 +80,7 @@ class CodeScreen:
         codes = (rows / step[:, None]).round_()
         self._codes[block] = codes.to(torch.int8)
         kept = codes.mul_(step[:, None])
-        self._half[block] = (rows.square().sum(1) / 2).float()
+        self.half[block] = (rows.square().sum(1) / 2).float()
         self._step[block] = step.float()
         self._kept[block] = kept.norm(dim=1).float()
         self._lost[block] = (rows - kept).norm(dim=1).float()
@@ -93,17 +93,9 @@ class CodeScreen:
         codes = (u / step).round()
         lost = float((u - codes * step).norm())
         products = torch._int_mm(self._codes, codes.to(torch.int8)[:, None]).squeeze(1)
-        estimates = torch.addcmul(self._half, products.float(), self._step, value=-step)
+        estimates = torch.addcmul(self.half, products.float(), self._step, value=-step)
         error = (self._lost * size).add_(self._kept, alpha=lost).add_(_ROUNDING * (1 + size))
         return _open(estimates, error)
-
-    def leave_out(self, index: int | Tensor) -> None:
-        """Never name sample `index` again."""
-        self._half[index] = torch.inf
-
-    def along_only(self) -> None:
-        """From now on `nearest` names those that may have the largest product with `point`, whatever their length."""
-        self._half.zero_()
 
 
 def _open(estimates: Tensor, error: Tensor) -> Tensor:

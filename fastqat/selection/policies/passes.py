@@ -17,6 +17,7 @@ from fastqat.selection.batch_norm import reestimate_batch_norm
 from fastqat.selection.budget import check_count
 from fastqat.selection.datasets import batches_of, known_labels, sized
 from fastqat.selection.determinism import check_deterministic
+from fastqat.selection.forwards import device_of, evaluation_mode, logits_of, to_device, unwrapped
 from fastqat.selection.scorer import score_dataset
 from fastqat.selection.scores.registry import get_score
 from fastqat.selection.seeding import Stream, generator_for
@@ -106,6 +107,13 @@ class ScoringPasses:
         table = self._run(view, ["entropy"], None, features=features)
         self.spend(sized(view))
         return table.features
+
+    def classes(self) -> int:
+        """How many classes the model tells apart: that many logits it has for the first sample."""
+        x, _ = next(iter(batches_of(self.view, 1, indices=torch.zeros(1, dtype=torch.int64))))
+        device = device_of(self.student) if self.scoring["device"] is None else torch.device(self.scoring["device"])
+        with evaluation_mode(self.student):
+            return logits_of(unwrapped(self.student), to_device(x, device), self.scoring["forward"]).shape[1]
 
     def reestimate(self, batches: int, seed: int, epoch: int) -> None:
         """Batch-norm statistics from plain random samples, full batches only, the same ones for the same (seed, epoch)."""

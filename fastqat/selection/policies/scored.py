@@ -16,13 +16,13 @@ from fastqat.selection.policies.base import SelectionPolicy
 from fastqat.selection.policies.calendar import Calendar
 from fastqat.selection.policies.observed import ObservedScores
 from fastqat.selection.policies.passes import ScoringPasses, plain_view
-from fastqat.selection.policies.trial import checked_selector, try_recording
+from fastqat.selection.policies.trial import try_recording, try_selector
 from fastqat.selection.recorder import DynamicsRecorder
 from fastqat.selection.scores.registry import get_score
 from fastqat.selection.scoring.features import feature_called
 from fastqat.selection.seeding import Stream, generator_for
 from fastqat.selection.selecting import select
-from fastqat.selection.selectors.registry import Selection
+from fastqat.selection.selectors.registry import Selection, get_selector
 from fastqat.selection.table import ScoreTable
 from fastqat.selection.teacher import TeacherCache
 
@@ -52,7 +52,7 @@ class ScoredSubset(SelectionPolicy):
         teacher: the full-precision model, its logits ``[N, C]`` or a `TeacherCache`, for the scores that compare with one.
         score: a name from `list_scores`.
         method: a name from `list_selectors`, other than random and rs2.
-        options: of the selector.
+        options: of the selector; ``classes`` of glister is taken from the model where it is not given.
         features: what selectors that compare samples go by, see `score_dataset`: "embedding", "gradient", ...
         val_view: held-out data without augmentation, for the selectors that match it.
         score_view: the same samples as in `dataset`, in the same order, without augmentation; None when `dataset` itself has none. What
@@ -165,7 +165,7 @@ class ScoredSubset(SelectionPolicy):
             raise InputError("first_select='random' is for a training without warm-up; leave out one of them")
         if self.features is not None:
             feature_called(self.features, self.passes.student)
-        checked_selector(self.method, self.options, self.fraction, self.features, self.val_view is not None)
+        try_selector(self.method, self.options, self.fraction, self.score, self.features, self.val_view is not None)
         for name in dict.fromkeys(name for epoch in self.calendar.selections()[random:] for name in self._names(epoch)):
             self._check_score(name)
         labels = known_labels(self.passes.view) if self.balanced else None
@@ -181,7 +181,7 @@ class ScoredSubset(SelectionPolicy):
         if score.stage == "dynamics":
             if self.score_source != "train" or not self.calendar.warmup:
                 raise InputError(
-                    f"score {name!r} is of a whole training; use score_source='train' and a warmup of some epochs on all samples"
+                    f"score {name!r} is of a whole training; use score_source='train' and warmup=2 or more, epochs on all samples"
                 )
             try_recording(name)
         elif self.score_source == "train" and (score.stage != "logits" or self.features is not None):
@@ -207,10 +207,16 @@ class ScoredSubset(SelectionPolicy):
             balanced=self.balanced,
             val_features=None if self.val_view is None else self.passes.features_of(self.val_view, str(self.features)),
             generator=generator_for(self.seed, Stream.SELECT, epoch),
-            **self.options,
+            **self._selector_options(),
         )
         self.table = ScoreTable(table, table.labels)
         return chosen
+
+    def _selector_options(self) -> dict[str, Any]:
+        """`options`, with the number of classes where the selector needs it to read the gradients."""
+        if "classes" in get_selector(self.method).options and self.features == "gradient" and self.options.get("classes") is None:
+            return {**self.options, "classes": self.passes.classes()}
+        return self.options
 
     def _scores(self, epoch: int) -> ScoreTable:
         """The scores `_names` of all samples, from training as far as it has shown them."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastqat.selection.budget import check_count
-from fastqat.selection.geometry.farthest_first import farthest_first
+from fastqat.selection.geometry.farthest_first import cover_radii, farthest_first
 from fastqat.selection.scores.registry import WholePass, register_score
 
 
@@ -31,7 +31,8 @@ def contextual_diversity(whole: WholePass, *, picks: int | None = None) -> Tenso
     p = whole.probabilities
     assert p is not None, "its needs say so"
     count = max(1, round(len(p) / 10)) if picks is None else check_count("picks", picks)
-    order, radii = farthest_first(p, count, metric="symmetric_kl")
+    order = farthest_first(p, count, metric="symmetric_kl")
+    radii = cover_radii(p, order, metric="symmetric_kl")
     return _ranked(order.cpu(), radii.cpu()).to(p.device)
 
 

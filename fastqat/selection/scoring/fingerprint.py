@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import re
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -18,29 +15,28 @@ from fastqat._tensor_data import TensorData
 from fastqat.selection.datasets import known_labels, sized
 from fastqat.selection.determinism import PROBES, other_random_state
 from fastqat.selection.sampler import IndexedDataset
+from fastqat.selection.scoring.content import content_hash
 
 _TRANSFORMS = ("transform", "target_transform", "transforms", "collate_fn")
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _Stamp = tuple[tuple[weakref.ref, int, int], ...]  # of each tensor: itself, its version, its address
 _seen: weakref.WeakKeyDictionary[Any, tuple[_Stamp, str]] = weakref.WeakKeyDictionary()
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """A hash of the layers (`repr`), and of the names and values of all parameters and buffers.
+    """A hash of the layers (`repr`), and of the names and values of all parameters and buffers; not of what ``forward`` does beside them.
 
-    It is computed again when a tensor was replaced or changed in place. Not seen: what a ``forward`` does beside its layers, and changes
-    behind autograd's back (through ``.data`` or a numpy view) since the last look.
+    All values are read every time (0.1 s for 100 MB): no counter of torch tells of every change, that by a fused optimizer for one.
     """
-    named = list(itertools.chain(model.named_parameters(), model.named_buffers()))
-    return _remembered(model, [tensor for _, tensor in named], lambda: content_hash(describe(model), *itertools.chain(*named)))
+    return content_hash(model)
 
 
 def data_fingerprint(dataset: Any) -> str:
     """A hash that changes with the samples of a map-style data set.
 
     Of `TensorData` and `TensorDataset` the content, and so of `Subset`, `ConcatDataset` and `IndexedDataset` of these. Of any other: its
-    type and length, the labels where they are known without reading samples, the `repr` of its transforms, and up to 16 samples, evenly
-    spaced from the first to the last, read under a fixed random state. Not seen: a change in other samples that leaves all this alone.
+    type and length, the labels where they are known without reading samples, its transforms (see `content_hash`), and up to 16 samples,
+    evenly spaced from the first to the last, read under a fixed random state. Not seen: a change in other samples that leaves all this
+    alone.
 
     Raises:
         InputError: an iterable data set, whose samples cannot be looked up.
@@ -66,49 +62,10 @@ def _sampled(dataset: Any) -> str:
     """The fingerprint of a data set of an unknown kind."""
     size = sized(dataset)
     probes = min(PROBES, size)
-    transforms = [describe(getattr(dataset, name, None)) for name in _TRANSFORMS]
+    transforms = [getattr(dataset, name, None) for name in _TRANSFORMS]
     with other_random_state(0):
         samples = [dataset[i * (size - 1) // max(probes - 1, 1)] for i in range(probes)]
     return content_hash(type(dataset).__qualname__, size, known_labels(dataset), transforms, samples)
-
-
-def describe(value: Any) -> str:
-    """`repr` without memory addresses, which change from run to run; of a function the name and the code, not what it has closed over."""
-    name, code = getattr(value, "__qualname__", None), getattr(value, "__code__", None)
-    text = f"{getattr(value, '__module__', '')}.{name}" if name else repr(value)
-    if code is not None:
-        text += f" {hashlib.sha256(repr((code.co_code, code.co_names, code.co_consts)).encode()).hexdigest()[:16]}"
-    return _ADDRESS.sub("", text)
-
-
-def content_hash(*values: Any) -> str:
-    """SHA-256 of tensors, arrays, pictures, numbers, strings, and lists and mappings of these; of anything else of its `describe`."""
-    digest = hashlib.sha256()
-    for value in values:
-        _add(digest, value)
-    return digest.hexdigest()
-
-
-def _add(digest: Any, value: Any) -> None:
-    """Enter the content of a value, whatever it is made of."""
-    digest.update(f"{type(value).__name__}:".encode())
-    if isinstance(value, Tensor):
-        value = value.detach()
-        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        if value.numel():
-            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    elif hasattr(value, "tobytes"):  # arrays of numpy, pictures of PIL
-        digest.update(f"{getattr(value, 'size', '')}{getattr(value, 'dtype', '')}".encode())
-        digest.update(value.tobytes())
-    elif isinstance(value, Mapping):
-        for item in value.items():
-            _add(digest, item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _add(digest, item)
-    else:
-        digest.update(value.encode() if isinstance(value, str) else describe(value).encode())
-    digest.update(b";")
 
 
 def _remembered(owner: Any, tensors: Iterable[Tensor], compute: Callable[[], str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -67,6 +68,12 @@ class Reader:
                 "DataLoader of yours over data that divide themselves among workers, scored in the order in which it yields them"
             )
         self.size = self._size()
+        if self.streams and self.size is None and self._settings["num_workers"] > 1:
+            warnings.warn(
+                f"{type(self.dataset).__name__} is read by {self._settings['num_workers']} workers: rows come in the order in which these "
+                "yield, and a data set that does not divide itself among them (torch.utils.data.get_worker_info) comes once from each",
+                stacklevel=3,
+            )
 
     def _size(self) -> int | None:
         if self.batch_size is None:

@@ -58,6 +58,7 @@ class ScoringPass:
         self.labels = Rows(self.share, torch.int64)
         self.spans: list[tuple[int, int]] = []
         self.done = self.classes = 0
+        self.token = 0  # of the teacher's unfinished file, when this was restored
 
     @property
     def models(self) -> list[nn.Module]:
@@ -143,7 +144,8 @@ class ScoringPass:
             self.cache.flush()
         rows = {**_named("score", self.columns), **_named("kept", self.kept), "labels": self.labels}
         tensors = {name: each.all().cpu() for name, each in rows.items() if len(each)}
-        return {**tensors, "spans": torch.tensor(self.spans), "classes": torch.tensor(self.classes)}
+        token = torch.tensor(0 if self.cache is None else self.cache.token)
+        return {**tensors, "spans": torch.tensor(self.spans), "classes": torch.tensor(self.classes), "teacher": token}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue where `state` was taken."""
@@ -152,6 +154,7 @@ class ScoringPass:
                 rows.append(state[name].to(self.device))
         self.spans = [(start, length) for start, length in state["spans"].tolist()]
         self.classes, self.done = int(state["classes"]), sum(length for _, length in self.spans)
+        self.token = int(state["teacher"])
 
 
 def _named(kind: str, rows: dict[str, Rows]) -> dict[str, Rows]:

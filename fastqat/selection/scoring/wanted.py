@@ -9,8 +9,8 @@ from torch import nn
 
 from fastqat._errors import InputError
 from fastqat.selection.scores.registry import Score, Stage, get_score
+from fastqat.selection.scoring.content import describe
 from fastqat.selection.scoring.features import FEATURES, Feature, feature_called
-from fastqat.selection.scoring.fingerprint import describe
 
 _OF_ALL = {"embeddings": "embedding", "probabilities": "probabilities"}  # what a score of stage "whole" needs → feature
 

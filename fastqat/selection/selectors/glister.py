@@ -16,6 +16,7 @@ from fastqat.selection.selectors.registry import Request, Selection, register_se
     "glister",
     rule="add argmax_i g_i·∇L_V(θ − η Σ_S g), the validation gradient after one step on what was picked",
     needs=("features", "val_features"),
+    kinds=("gradient", "error"),
     source="Killamsetty et al., AAAI 2021 (arXiv 2012.10630), algorithm 2, GLISTER-ONLINE",
 )
 def glister(request: Request, *, classes: int | None = None, learning_rate: float = 0.01, interval: int = 1) -> Selection:
@@ -24,10 +25,10 @@ def glister(request: Request, *, classes: int | None = None, learning_rate: floa
     To first order a step on sample i lowers the validation loss by η g_i·∇L_V. After each pick θ, of which only the last layer is known, is
     stepped by −η times the sum of the picked gradients, and ∇L_V, the mean over the validation samples, is computed anew, exactly.
 
-    ``features`` and ``val_features`` must be of the same kind: ``features="gradient"`` of `score_dataset` with ``classes`` = C, or
-    ``features="error"`` with ``classes=None``: then only the bias takes the step. ``val_features``: of samples with labels of all classes
-    that are not trained on; also with balance all of them count for each class. ``learning_rate``: η of the sum; 0 keeps ∇L_V.
-    ``interval``: picks between two updates (the paper's r is budget / interval).
+    ``features`` and ``val_features`` must be of the same kind: ``features="gradient"`` of `score_dataset` with ``classes`` = C (which a
+    `ScoredSubset` takes from its model), or ``features="error"`` with ``classes=None``: then only the bias takes the step.
+    ``val_features``: of samples with labels of all classes that are not trained on; also with balance all of them count for each class.
+    ``learning_rate``: η of the sum; 0 keeps ∇L_V. ``interval``: picks between two updates (the paper's r is budget / interval).
 
     Raises:
         InputError: features of other widths than val_features, val_features that are not of that kind, or an option out of range.

@@ -23,6 +23,11 @@ def gradmatch(request: Request, *, ridge: float = 0.5) -> Selection:
     ``budget`` picks: once no sample improves the match, without a ridge after D with a weight, the lowest indices follow with weight
     0, so that the match stays as it is (CORDS adds random samples of weight 1, DeepCore returns fewer samples).
 
+    What the weights preserve is the gradient: the mean of weight · g_i approximates ḡ. Their own mean is not 1: the picks' gradients are
+    larger than ḡ, the more so the better the model knows the others, and the mean weight falls in the course of a training, to below 0.1.
+    So the mean of weight · loss is no estimate of the mean loss. CORDS and DeepCore divide by the sum of the weights: then the weighted
+    mean gradient is longer than ḡ, as if the learning rate grew while the weights fall; to have that, divide by the mean weight.
+
     Raises:
         InputError: `ridge` is not a number ≥ 0.
     """

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
-from fastqat._errors import InputError
 from fastqat.selection.selectors.registry import Request, Selection, register_selector
+
+_TOO_FEW = (
+    "infobatch is to keep fewer than have a score of at least the mean (of a class, when balanced), so it draws uniformly from all: "
+    "use a larger fraction, or another selector"
+)
 
 
 @register_selector(
@@ -24,19 +30,20 @@ def infobatch(request: Request) -> Selection:
     is fixed, as for every selector, and r follows. As in the paper the weights preserve the sum, not the mean: an epoch of fewer steps
     moves the weights of the model as far as one over all samples.
 
+    Where the n_high samples and one of the others do not fit into `budget` (at a small fraction, or where many scores are equal), the
+    samples are drawn uniformly from all, with weight size / `budget`: the sum is still estimated without bias, but nothing is left of the
+    rule, and a warning says so. Fractions above ½ are what the method is made for.
+
     Raises:
-        InputError: `budget` leaves no room for a low-loss sample beside all those of high loss, or a score is infinite.
+        InputError: a score is infinite.
     """
     utility = request.utilities(finite=True)
     low = utility.double() < utility.double().mean()
     count, high = int(low.sum()), request.size - int(low.sum())
     kept = request.budget - high
     if kept < min(count, 1):
-        least = (high + min(count, 1)) / request.size
-        raise InputError(
-            f"infobatch keeps every sample whose score is not below the mean, {high} of {request.size} (of a class, when balanced), and "
-            f"some of the others; got a budget of {request.budget}; use fraction ≥ {least:.3f}, or a selector that may drop those too"
-        )
+        warnings.warn(_TOO_FEW, stacklevel=2)
+        low, count, kept = torch.ones_like(low), request.size, request.budget
     weights = torch.ones(request.size)
     if kept:
         weights[low] = count / kept

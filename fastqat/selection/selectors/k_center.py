@@ -22,9 +22,10 @@ def k_center(request: Request, *, metric: Name = "euclidean", first: int | Liter
     """Positions in the order of picking; exact, see `farthest_first`.
 
     ``metric``: "euclidean", "cosine", or "symmetric_kl" with probabilities as features: contextual diversity. ``first``: begin with the
-    sample nearest to the mean, with a draw from ``generator=``, or with that position within the group.
+    sample nearest to the mean, with a draw from ``generator=``, or with that position within the group: with balance within
+    each class, so that it must be less than the smallest class has samples.
     """
-    return Selection(farthest_first(request.given_features(), request.budget, metric=metric, first=_first(request, first))[0])
+    return Selection(farthest_first(request.given_features(), request.budget, metric=metric, first=_first(request, first)))
 
 
 def _first(request: Request, first: int | str) -> int | None:

@@ -22,7 +22,9 @@ class Selection:
     """What was kept: `indices` int64 ``[K]``, best first; `weights` fp32 ``[K]`` where the method defines loss weights, else None.
 
     A weight multiplies its sample's loss. Unless the selector says otherwise, the mean of weight · loss over the selection estimates the
-    mean loss over all samples, so that the mean weight is about 1 and the learning rate keeps its meaning.
+    mean loss over all samples, so that the mean weight is about 1 and the learning rate keeps its meaning. Two say otherwise: the weights
+    of ``infobatch`` preserve the sum, with a mean above 1; those of ``gradmatch`` match the mean gradient, not the loss, and their mean
+    may be far below 1.
     """
 
     indices: Tensor
@@ -87,7 +89,8 @@ class Request(NamedTuple):
 class Selector:
     """One row of `list_selectors`.
 
-    ``needs``: any of "scores", "features" and "val_features". ``order``: how picks of several classes are put in one order. "largest" or
+    ``needs``: any of "scores", "features" and "val_features". ``kinds``: the kinds of features of `score_dataset` that it understands;
+    empty: any. ``order``: how picks of several classes are put in one order. "largest" or
     "smallest" utility first, or None: by rank within the class. ``weights``: what its weights preserve, "mean" (see `Selection`; of
     several classes `select` rescales them so that it holds over all) or "sum" (kept as the selector gives them), or None: it gives none.
     """
@@ -99,6 +102,7 @@ class Selector:
     order: Literal["largest", "smallest"] | None
     weights: Literal["mean", "sum"] | None
     pick: Callable[..., Selection]
+    kinds: tuple[str, ...] = ()
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -117,13 +121,14 @@ def register_selector(
     needs: tuple[str, ...] = (),
     order: Literal["largest", "smallest"] | None = None,
     weights: Literal["mean", "sum"] | None = None,
+    kinds: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Selection]], Callable[..., Selection]]:
     """Decorator: enter a ``pick(request, *, options...)`` function under `name`."""
 
     def enter(pick: Callable[..., Selection]) -> Callable[..., Selection]:
         if name in _selectors:
             raise ValueError(f"selector {name!r} is already registered; choose another name")
-        _selectors[name] = Selector(name, rule, needs, source, order, weights, pick)
+        _selectors[name] = Selector(name, rule, needs, source, order, weights, pick, kinds)
         return pick
 
     return enter

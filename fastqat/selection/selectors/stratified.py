@@ -22,8 +22,11 @@ from fastqat.selection.strata import draw_from_strata
 def stratified(request: Request, *, strata: int = 50, beta: float = 0.0) -> Selection:
     """Draw from `strata` equally wide ranges of the score, from each the same number as far as it has as many.
 
-    The ⌊beta · size⌋ samples of the largest utility are dropped first (the hardest, with scores such as evs, loss or forgetting; among
-    equals the highest index). The range of what remains is cut into `strata` bins of equal width. From the smallest bin to the largest,
+    The ⌊beta · size⌋ samples of the largest utility are dropped first: those that `topk` would keep; among equals the highest index. With
+    scores such as evs, loss, forgetting or margin they are the hardest, as the paper wants; with ``moderate``, the distance to a class's
+    median one, they are the most typical ones.
+
+    The range of what remains is cut into `strata` bins of equal width. From the smallest bin to the largest,
     each gets ⌊budget left / bins left⌋ or all that it has, whichever is less, so that what small bins cannot give goes to larger ones.
 
     Args:
@@ -38,9 +41,8 @@ def stratified(request: Request, *, strata: int = 50, beta: float = 0.0) -> Sele
         raise InputError(f"beta, the share of the hardest samples to drop, must be a number in [0, 1]; got {beta!r}")
     dropped = math.floor(beta * request.size)
     if request.size - dropped < request.budget:
-        raise InputError(
-            f"beta {beta} leaves {request.size - dropped} of {request.size} samples, but {request.budget} are to be kept; lower it"
-        )
+        left, kept = (request.size - dropped) / request.size, request.budget / request.size
+        raise InputError(f"beta {beta} leaves {left:.1%} of the samples, but {kept:.1%} are to be kept; lower it")
     utility = request.utilities(finite=True)
     remaining = request.ranked(descending=False)[: request.size - dropped].sort().values
     bins = _bins(utility[remaining].double(), strata)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fastqat._errors import InputError
-from fastqat.selection.scoring.fingerprint import data_fingerprint, describe, model_fingerprint
+from fastqat.selection.scoring.content import describe
 from fastqat.selection.scoring.sharing import Team
 from fastqat.selection.teachers.logit_file import LogitFile
-from fastqat.selection.teachers.stores import View
+from fastqat.selection.teachers.stores import View, content_key
 
-_TOKEN = 16
+_FORWARD = "forward"  # of the keys, what may differ among processes: it may speak of a device
 
 
 class DiskStore:
@@ -24,7 +24,7 @@ class DiskStore:
 
     def __init__(self, path: str | Path, dtype: torch.dtype, key: str | None):
         self.file, self.dtype, self.own_key = LogitFile(path, dtype), dtype, key
-        self.complete = False
+        self.complete, self.token = False, 0
         self._key: dict[str, str] = {}
         self._pending: Callable[[], None] | None = None
         self._classes = 0
@@ -33,23 +33,40 @@ class DiskStore:
         assert model is not None
         team = view.team
         with team.step():
-            self._key = self._key_of(view, model)
-        if len({tuple(key.items()) for key in team.gather(self._key)}) > 1:
-            raise InputError("the processes have different teachers or data; load the same weights and the same data in all of them")
-        self.complete = team.on_first(lambda: self._usable(view.size))
+            own = self._key_of(view, model)
+        keys = team.gather(own)
+        self._key = keys[0]
+        if any(key | {_FORWARD: ""} != self._key | {_FORWARD: ""} for key in keys):
+            raise InputError("the processes differ in the key= of the teacher's logits or in torch.autocast; give all of them the same")
+        self.complete, self.token = team.on_first(lambda: self._usable(view.size)), 0
+        if not self.complete:
+            return self._begin_part(view)
         with team.step():
-            if not self.complete:
-                there = self.file.open_part(self._key)
-            elif (reason := self.file.open_whole(self._key)) is not None:
+            if (reason := self.file.open_whole(self._key)) is not None:
                 raise self._not_shared(reason)
-        if self.complete:
-            return True
-        self._check_shared(team)
-        return there or view.done == 0
+        return True
 
     def _key_of(self, view: View, model: nn.Module) -> dict[str, str]:
-        data = self.own_key or view.data_key or data_fingerprint(view.dataset)
-        return {"data": data, "teacher": model_fingerprint(model), "forward": "" if view.forward is None else describe(view.forward)}
+        return {**content_key(view, model, self.own_key), _FORWARD: "" if view.forward is None else describe(view.forward)}
+
+    def _begin_part(self, view: View) -> bool:
+        """Open the unfinished file for all processes: that of the pass that is continued, or a new one. Whether it has what was done."""
+        team = view.team
+        earlier = [token for token in dict.fromkeys(team.gather(view.token)) if token]
+        self.token = team.on_first(lambda: self._continued(earlier))
+        with team.step():
+            if team.rank > 0 and not self.file.open_part(self._key, self.token):
+                raise self._not_shared("it is on another disk")
+        return view.done == 0 or view.token == self.token
+
+    def _continued(self, earlier: list[int]) -> int:
+        """The token of the file that is open from now on: the first of `earlier` that is there, or of a new one."""
+        for token in earlier:
+            if self.file.open_part(self._key, token):
+                return token
+        token = secrets.randbits(62) + 1
+        self.file.create_part(self._key, token)
+        return token
 
     def _usable(self, size: int | None) -> bool:
         """Whether the whole file is there and is what this pass needs; warns when it will be replaced."""
@@ -59,18 +76,6 @@ class DiskStore:
         if reason:
             warnings.warn(f"the teacher logits in {self.file.path} are computed again: {reason}", stacklevel=2)
         return reason is None
-
-    def _check_shared(self, team: Team) -> None:
-        """Refuse processes whose files of that name are not the same."""
-        if team.size == 1:
-            return
-        token = team.gather(os.urandom(_TOKEN))[0]
-        with team.step():
-            if team.rank == 0:
-                self.file.mark(token)
-        with team.step():
-            if self.file.marked(_TOKEN) != token:
-                raise self._not_shared("another file is there")
 
     def _not_shared(self, reason: str) -> InputError:
         return InputError(f"the processes do not see the same {self.file.path} ({reason}); choose a path on a disk that all of them share")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fastqat._files import naming_errors
+from fastqat.selection.teachers.stores import changed_since
 
 _FORMAT = "fastqat.logits.1"
 _HEADER = 4096  # bytes before the logits: their shape is known when the last batch is
@@ -21,7 +24,9 @@ _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 
 class LogitFile:
-    """A safetensors file with one tensor, ``logits``. It has its name only when it is whole; until then it is ``.NAME.KEY.part``.
+    """A safetensors file with one tensor, ``logits``. It has its name only when it is whole; until then it is ``.NAME.KEY.TOKEN.part``.
+
+    The token is that of one pass, so that runs which compute the same logits at the same time write to files of their own.
 
     Args:
         path: where the whole file is.
@@ -49,33 +54,36 @@ class LogitFile:
             return f"it does not hold {str(self.dtype).removeprefix('torch.')} logits of this version"
         if size != _HEADER + entry["data_offsets"][1]:
             return "it is damaged"
-        changed = [name for name, value in key.items() if metadata.get(name) != value]
-        if changed:
-            return f"changed since: {', '.join(changed)}"
+        if changed := changed_since(metadata, key):
+            return changed
         self.shape = (entry["shape"][0], entry["shape"][1])
         self._classes, self._file = self.shape[1], self.path.open("rb", buffering=0)
         return None
 
-    def open_part(self, key: Mapping[str, str]) -> bool:
-        """Open the unfinished file of `key`, with what is in it, for writing; several processes may. Returns whether it was there."""
+    def create_part(self, key: Mapping[str, str], token: int) -> None:
+        """Begin the unfinished file of `key` and `token` and open it for writing; one process does."""
+        self._open_part(key, token, os.O_CREAT | os.O_EXCL)
+
+    def open_part(self, key: Mapping[str, str], token: int) -> bool:
+        """Open the unfinished file of `key` and `token`, with what is in it, for writing; several processes may. False: it is not there."""
+        try:
+            self._open_part(key, token, 0)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _open_part(self, key: Mapping[str, str], token: int, how: int) -> None:
         self.close()
-        digest = hashlib.sha256(json.dumps(dict(key)).encode()).hexdigest()[:16]
-        self._part = self.path.with_name(f".{self.path.name}.{digest}.part")
+        part = self.path.with_name(f"{self._part_of(key)}{token:016x}.part")
         with naming_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            there = self._part.exists()
-            self._file = os.fdopen(os.open(self._part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "rb+", buffering=0)
-        return there
+            self._file = os.fdopen(os.open(part, os.O_RDWR | how | getattr(os, "O_BINARY", 0), 0o666), "rb+", buffering=0)
+        self._part = part
 
-    def mark(self, token: bytes) -> None:
-        """Put `token` where every process that has the same file open finds it."""
-        self._put(0, memoryview(token))
-
-    def marked(self, length: int) -> bytes:
-        """The token, of `length` bytes."""
-        assert self._file is not None
-        self._file.seek(0)
-        return self._file.read(length)
+    def _part_of(self, key: Mapping[str, str]) -> str:
+        """How the names of all unfinished files of `key` begin."""
+        digest = hashlib.sha256(json.dumps(dict(key)).encode()).hexdigest()[:16]
+        return f".{self.path.name}.{digest}."
 
     def write(self, start: int, logits: Tensor) -> None:
         """Put logits ``[B, C]``, on the CPU and of the file's dtype, at rows `start` and up.
@@ -116,7 +124,11 @@ class LogitFile:
             os.fsync(self._file.fileno())
 
     def finish(self, shape: tuple[int, int], key: Mapping[str, str]) -> None:
-        """Give the file, to which all processes have written and flushed, its header and its name; one process does."""
+        """Give the file, to which all processes have written and flushed, its header and its name; one process does.
+
+        Other unfinished files of `key` are of no use now, and removed. One of a run that still writes to it is not missed: that run ends
+        here too, and takes the whole file.
+        """
         assert self._file is not None and self._part is not None
         nbytes = shape[0] * shape[1] * self.dtype.itemsize
         entry = {"dtype": _NAMES[self.dtype], "shape": list(shape), "data_offsets": [0, nbytes]}
@@ -126,7 +138,14 @@ class LogitFile:
         with naming_errors(self.path):
             self._file.truncate(_HEADER + nbytes)
             self.flush()
-            os.replace(self._part, self.path)
+            try:
+                os.replace(self._part, self.path)
+            except FileNotFoundError:
+                if self.open_whole(key) is not None or self.shape != shape:
+                    raise
+        for part in self.path.parent.glob(f"{glob.escape(self._part_of(key))}*.part"):
+            with suppress(OSError):
+                part.unlink()
 
     def discard(self) -> None:
         """Remove the unfinished file."""
