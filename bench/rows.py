@@ -69,7 +69,7 @@ def amounts_of(case: Case, inputs: object) -> Amounts:
     return Amounts(case.moved(inputs) if case.moved else None, case.flops(inputs) if case.flops else None)
 
 
-COPY = "x.clone()"
+COPY, WARM_COPY = "x.clone()", "copy_"  # into fresh memory, and into memory that is there
 
 
 def rows_of(case: Case, amounts: Amounts, size: str, how: str, measured: dict[str, Measured], absent: dict[str, str]) -> list[Row]:
@@ -87,7 +87,7 @@ def rows_of(case: Case, amounts: Amounts, size: str, how: str, measured: dict[st
 
 def _numbers(case: Case, name: str, amounts: Amounts, measured: dict[str, Measured]) -> dict[str, Any]:
     """The columns of a contender that was measured."""
-    found, ours, copy = measured[name], measured.get(case.candidate.name), measured.get(COPY)
+    found, ours, copy = measured[name], measured.get(case.candidate.name), measured.get(COPY, measured.get(WARM_COPY))
     p20, p50, p80 = (_short(1e3 * float(p)) for p in np.quantile(found.seconds, [0.2, 0.5, 0.8]))
     other = ours is not None and ours is not found
     ratios = {"time": _time_ratio(ours, found) if other else None, "memory": _memory_ratio(ours, found) if other else None}
