@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -162,6 +163,20 @@ def _theirs(name: str, pick: Callable[[np.ndarray, int], np.ndarray], package: s
 SIZE = "5k × 512 features, 500 picks (2k, 200 picks quick)"
 PICTURES = "2000 pictures as a ResNet-8 sees them, 200 picks: the same as those of a loop in fp64"
 
+
+def _pictures_case(name: str, about: str, ours: Any, loop: Any) -> Case:
+    """The same picks as those of a loop in fp64, on pictures."""
+    return Case(
+        f"{name}/cifar10",
+        f"{about}, {PICTURES}",
+        pictures_to_fit,
+        _ours(ours),
+        (_theirs("loop in fp64", loop, dtype=np.float64),),
+        seconds=2,
+        tolerance=0,
+    )
+
+
 CASES = (
     Case(
         "facility_location/5k",
@@ -191,33 +206,9 @@ CASES = (
         (_theirs("numpy", gradmatch_numpy),),
         goals=(Goal("numpy", 1 / 5),),
     ),
-    Case(
-        "facility_location/cifar10",
-        f"facility location (CRAIG), {PICTURES}",
-        pictures_to_fit,
-        _ours(ours_facility),
-        (_theirs("loop in fp64", facility_loop, dtype=np.float64),),
-        seconds=2,
-        tolerance=0,
-    ),
-    Case(
-        "graph_cut/cifar10",
-        f"graph cut, {PICTURES}",
-        pictures_to_fit,
-        _ours(ours_graph_cut),
-        (_theirs("loop in fp64", graph_cut_numpy, dtype=np.float64),),
-        seconds=2,
-        tolerance=0,
-    ),
-    Case(
-        "gradmatch/cifar10",
-        f"orthogonal matching pursuit, {PICTURES}",
-        pictures_to_fit,
-        _ours(ours_gradmatch),
-        (_theirs("loop in fp64", gradmatch_numpy, dtype=np.float64),),
-        seconds=2,
-        tolerance=0,
-    ),
+    _pictures_case("facility_location", "facility location (CRAIG)", ours_facility, facility_loop),
+    _pictures_case("graph_cut", "graph cut", ours_graph_cut, graph_cut_numpy),
+    _pictures_case("gradmatch", "orthogonal matching pursuit", ours_gradmatch, gradmatch_numpy),
 )
 
 

@@ -14,6 +14,7 @@ from fastqat.nn import QuantLinear
 from fastqat.selection import TeacherCache, list_scores, score_dataset, select
 
 from .grand_nets import CLASSES, data, net, one_by_one, quantized
+from .scoring import Counting
 
 OLDER = ["evs", "entropy", "loss", "ds", "res", "acs"]
 
@@ -62,16 +63,6 @@ def test_grand_last_of_a_quantized_layer_takes_the_input_as_it_is_multiplied():
     error = (p - F.one_hot(dataset.tensors[1], CLASSES)).norm(dim=1)
     want = error * (1 + inputs[0].square().sum(1)).sqrt()
     assert_close(score_dataset(model, dataset, "grand_last")["grand_last"], want.double())
-
-
-class Counting(nn.Module):
-    def __init__(self, inner):
-        super().__init__()
-        self.inner, self.samples = inner, 0
-
-    def forward(self, x):
-        self.samples += len(x)
-        return self.inner(x)
 
 
 @pytest.mark.parametrize("build", [net, quantized])

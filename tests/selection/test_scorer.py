@@ -11,6 +11,8 @@ from fastqat._errors import DataError, InputError
 from fastqat.ops.logit_scores.api import logit_scores
 from fastqat.selection import TeacherCache, list_scores, reestimate_batch_norm, score_dataset
 
+from .scoring import Counting
+
 CLASSES = 5
 
 
@@ -22,16 +24,6 @@ def data(size=103, classes=CLASSES):
 def net(seed=0, classes=CLASSES):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, classes))
-
-
-class Counting(nn.Module):
-    def __init__(self, inner):
-        super().__init__()
-        self.inner, self.samples = inner, 0
-
-    def forward(self, x):
-        self.samples += len(x)
-        return self.inner(x)
 
 
 @pytest.mark.parametrize("batch_size", [1, 10, 103, 1000])

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from ..._errors import InputError
 from .._checks import check_tensors
 from . import op
+from .fields import LogitScores
 from .reference import field_names
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-class LogitScores(NamedTuple):
-    """One ``[N]`` tensor per score, None where the input that it needs was not given; see `logit_scores`."""
-
-    loss: Tensor | None = None
-    evs: Tensor | None = None
-    correct: Tensor | None = None
-    entropy: Tensor | None = None
-    confidence: Tensor | None = None
-    margin: Tensor | None = None
-    ds: Tensor | None = None
-    res: Tensor | None = None
-    kd: Tensor | None = None
 
 
 def _check_logits(name: str, logits: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,26 +11,13 @@ from ... import _backend
 from .._launch import on_device
 from .._layout import rows
 from . import reference
+from .fields import LogitScores
 
 WHOLE = 4096  # classes of the longest row that is held in registers
 PER_WARP = 1024  # elements of student and teacher each: 32 per thread
 LANES = 2048  # of a long row: one 128-bit access per thread and step
 # The maths gains from fused multiply-adds and survives them: what must cancel exactly has no products.
 FUSION = {"enable_fp_fusion": True}
-
-
-class Scores(NamedTuple):
-    """Where the scores go, ``[N]`` each; None where one is not wanted. One argument of every kernel."""
-
-    loss: Tensor | None = None
-    evs: Tensor | None = None
-    correct: Tensor | None = None
-    entropy: Tensor | None = None
-    confidence: Tensor | None = None
-    margin: Tensor | None = None
-    ds: Tensor | None = None
-    res: Tensor | None = None
-    kd: Tensor | None = None
 
 
 def unit(matrices: list[Tensor]) -> int:
@@ -73,7 +60,7 @@ class Triton:
             kernel[(-(-samples // sizes.get("ROWS", 1)),)](
                 *matrices,
                 None if targets is None or soft else targets.contiguous(),
-                Scores(**{name: x.view(torch.uint8) if x.dtype == torch.bool else x for name, x in out.items()}),
+                LogitScores(**{name: x.view(torch.uint8) if x.dtype == torch.bool else x for name, x in out.items()}),
                 samples,
                 classes // step,
                 *(0 if x is None else x.stride(0) // step for x in matrices),

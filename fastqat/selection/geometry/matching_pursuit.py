@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -59,7 +60,7 @@ def matching_pursuit(features: Tensor, target: Tensor, budget: int, *, ridge: fl
     return torch.cat([indices, rest]), torch.cat([solver.weights(), target.new_zeros(len(rest))])
 
 
-class _Solver:
+class _Solver(ABC):
     """argmin over w ≥ 0 for the rows added so far: `passive` are those with a weight, without a bound; the others have 0."""
 
     def __init__(self, target: Tensor, budget: int, ridge: float):
@@ -112,25 +113,25 @@ class _Solver:
             feasible = feasible.masked_fill(~self.passive, 0.0)
             solution = self.weights()
 
+    @abstractmethod
     def weights(self) -> Tensor:
         """The solution without bounds for the passive rows, 0 for the others."""
-        raise NotImplementedError
 
+    @abstractmethod
     def weights_later(self) -> Callable[[], Tensor]:
         """What gives the weights of now, of all rows, when it is called later."""
-        raise NotImplementedError
 
     def surely_positive(self) -> bool:
         """True where it is known without looking that all weights are positive."""
         return False
 
+    @abstractmethod
     def enter(self, row: int) -> bool:
         """Make `row` passive; False where it depends on those that are."""
-        raise NotImplementedError
 
+    @abstractmethod
     def drop(self, rows: Tensor) -> None:
         """Make `rows`, a mask, not passive."""
-        raise NotImplementedError
 
 
 class _ByFeatures(_Solver):

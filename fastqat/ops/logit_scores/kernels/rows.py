@@ -29,7 +29,7 @@ def score_rows_kernel(
     teacher_ptr,  # the same, or None
     soft_ptr,  # class probabilities, the same, or None
     targets_ptr,  # [samples] int64, or None
-    scores,  # `Scores` of [samples] each, None where not wanted
+    scores,  # `LogitScores` of [samples] each, None where not wanted
     samples,
     units,
     logits_stride,
@@ -72,7 +72,7 @@ def score_long_rows_kernel(
     teacher_ptr,  # the same, or None
     soft_ptr,  # class probabilities, the same, or None
     targets_ptr,  # [samples] int64, or None
-    scores,  # `Scores` of [samples] each, None where not wanted
+    scores,  # `LogitScores` of [samples] each, None where not wanted
     samples,
     units,
     logits_stride,
