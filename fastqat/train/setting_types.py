@@ -10,21 +10,29 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import yaml
 
 from fastqat._errors import InputError
+from fastqat.quantizers.registry import list_quantizers
 from fastqat.selection.scores import list_scores
 from fastqat.selection.selectors import list_selectors
 
-OWN_POLICIES = ("none", "random", "rs2", "acs")
+OWN_POLICIES = ("none", "random", "rs2", "acs", "quarc")
 """Selections with a policy of their own; all others are selectors by name."""
+
+RECIPES = Path(__file__).with_name("recipes")
+"""Folder of the settings of papers, ``<name>.yaml``."""
 
 if TYPE_CHECKING:
     from typing import TypeAlias
 
     SelectName: TypeAlias = str
     ScoreName: TypeAlias = str
+    QuantizerName: TypeAlias = str
+    RecipeName: TypeAlias = str
 else:
     SelectName = Literal[OWN_POLICIES + tuple(name for name in list_selectors() if name not in OWN_POLICIES)]
     # misses are of copies of the model at other bit-widths: a loop with a DynamicsRecorder has them, the trainer does not.
     ScoreName = Literal[tuple(name for name in list_scores() if name != "misses")]
+    QuantizerName = Literal[tuple(list_quantizers())]
+    RecipeName = Literal[tuple(sorted(path.stem for path in RECIPES.glob("*.yaml")))]
 
 
 def of_type(hint: Any, value: Any, name: str) -> Any:
