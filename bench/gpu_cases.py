@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import gpu_norm_cases, gpu_step_cases, score_cases
+from . import feature_kl_cases, gpu_norm_cases, gpu_step_cases, score_cases
 from .case import Case, Contender, Goal, Results, Size, Work, needs_package
 from .fake_quant_work import (
     COPY,
@@ -184,4 +184,5 @@ CASES = (
     *gpu_norm_cases.CASES,
     *gpu_step_cases.CASES,
     *score_cases.GPU_CASES,
+    *feature_kl_cases.GPU_CASES,
 )

@@ -20,7 +20,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("triton", "pytest", "hypothesis", "pybind11", "ninja", "rich", "tyro", "yaml", "safetensors", "sklearn", "torchvision")
-BENCHES = ("gpu/forward", "gpu/backward", "gpu/small", "gpu/all", "gpu/logit_scores", "gpu/norms", "gpu/step", "gpu/lsq")  # longest last
+BENCHES = (
+    "gpu/forward",
+    "gpu/backward",
+    "gpu/small",
+    "gpu/all",
+    "gpu/logit_scores",
+    "gpu/feature_kl",
+    "gpu/norms",
+    "gpu/step",
+    "gpu/lsq",
+)  # longest last
 SHARE, SHARES = "FASTQAT_CHECK_SHARE", 4
 FACTS = """
 import platform, torch

@@ -9,6 +9,7 @@ from importlib import metadata
 
 import torch
 
+from fastqat._info import cpu_model
 from fastqat.train.outcome import source_commit
 
 
@@ -38,7 +39,7 @@ def this_machine() -> Machine:
         triton=_version("triton"),
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
-        cpu=_cpu_model(),
+        cpu=cpu_model(),
         cpu_level=torch.backends.cpu.get_cpu_capability(),
         threads=torch.get_num_threads(),
     )
@@ -54,16 +55,3 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return ""
-
-
-def _cpu_model() -> str:
-    """The processor's name; Linux tells it in /proc/cpuinfo, other systems through `platform`."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                key, _, value = line.partition(":")
-                if key.strip() in ("model name", "Model", "Hardware"):
-                    return value.strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"

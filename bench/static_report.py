@@ -20,7 +20,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from . import static_cuda, static_launches, static_norms, static_scores, static_triton
+from . import static_cuda, static_features, static_launches, static_norms, static_scores, static_triton
 from .static_row import Compiled
 
 ARCHS = (80, 90, 100)
@@ -29,7 +29,7 @@ HEADINGS = ("kernel", "variant", "sm", "registers", "spills", "shared", "load bi
 
 CATALOGUE = (
     *(static_launches.one_tensor, static_launches.many_tensors, static_norms.gradient_norms),
-    *(static_scores.logit_scores, static_scores.grand_last, static_scores.affine_layers),
+    *(static_scores.logit_scores, static_scores.grand_last, static_scores.affine_layers, static_features.feature_kl),
 )
 
 

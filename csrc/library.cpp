@@ -47,6 +47,14 @@ STABLE_TORCH_LIBRARY(fastqat_native, m) {
       "logit_scores(Tensor logits, Tensor? targets, Tensor? teacher, Tensor(a!)? loss, Tensor(b!)? evs, Tensor(c!)? correct, "
       "Tensor(d!) entropy, Tensor(e!) confidence, Tensor(f!) margin, Tensor(g!)? ds, Tensor(h!)? res, Tensor(i!)? kd) "
       "-> ()");
+  // Feature maps [N, C, L], positions or channels (channels_inner) at stride 1; row [N, C], statistics [4, N, C]: largest value of student
+  // and of teacher, sum of e = exp(value - largest) of the student, its logarithm minus that of the teacher. channel: row [N], slope [N,
+  // C].
+  m.def("feature_kl(Tensor student, Tensor teacher, Tensor(a!) row, Tensor(b!) statistics, bool channels_inner) -> ()");
+  m.def(
+      "feature_kl_backward(Tensor grad_row, Tensor student, Tensor teacher, Tensor row, Tensor statistics, Tensor(a!) grad_x, "
+      "bool channels_inner) -> ()");
+  m.def("feature_kl_channel(Tensor student, Tensor teacher, Tensor(a!) row, Tensor(b!) slope, bool channels_inner) -> ()");
 }
 
 namespace {

@@ -7,6 +7,7 @@ from .nn import QConfig, QuantSpec, calibrate, param_groups, quantize, summary
 from .norms import per_sample_grad_norms
 from .ops.fake_quant.api import fake_quantize, quantize_codes
 from .ops.fake_quant_all.api import fake_quantize_all
+from .ops.feature_kl.api import feature_kl
 from .ops.grad_norm.api import conv_grad_sq_norm, linear_grad_sq_norm
 from .ops.logit_scores.api import LogitScores, logit_scores
 
@@ -26,6 +27,7 @@ __all__ = [
     "conv_grad_sq_norm",
     "fake_quantize",
     "fake_quantize_all",
+    "feature_kl",
     "linear_grad_sq_norm",
     "logit_scores",
     "methods",

@@ -64,6 +64,19 @@ def _active_level() -> str:
         return f"none: {error}"
 
 
+def cpu_model() -> str:
+    """The processor's name; Linux tells it in /proc/cpuinfo, other systems through `platform`."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                key, _, value = line.partition(":")
+                if key.strip() in ("model name", "Model", "Hardware"):
+                    return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
 def active_cpu_level() -> str:
     """The instruction set that the loaded CPU kernels run with, such as ``"avx2"``.
 

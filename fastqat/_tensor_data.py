@@ -108,6 +108,26 @@ def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(means).float(), torch.where(std > 0, std, torch.ones_like(std))
 
 
+class Relabelled(Dataset):
+    """A data set with other labels: ``data[i]`` is x of sample i of `dataset` and ``labels[i]``. `relabelled` makes it."""
+
+    def __init__(self, dataset: Any, labels: Tensor):
+        self.dataset, self.targets = dataset, labels
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        return self.dataset[i][0], int(self.targets[i])
+
+
+def relabelled(dataset: Any, labels: Tensor) -> Any:
+    """`dataset` with `labels`, int64 ``[N]``, in place of its own; the samples are shared, and `dataset` keeps its labels."""
+    if isinstance(dataset, TensorData):
+        return TensorData(dataset.x, labels.to(dataset.x.device), dataset.mean, dataset.std)
+    return Relabelled(dataset, labels)
+
+
 def subset(dataset: Any, indices: Tensor) -> Any:
     """The samples of `dataset` at `indices`, on its device where it is `TensorData`."""
     return dataset.subset(indices) if isinstance(dataset, TensorData) else Subset(dataset, indices.tolist())
@@ -123,6 +143,8 @@ def fingerprint(dataset: Any) -> str:
             digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
     elif isinstance(dataset, Subset):
         digest.update((fingerprint(dataset.dataset) + str(list(dataset.indices))).encode())
+    elif isinstance(dataset, Relabelled):
+        digest.update(fingerprint(dataset.dataset).encode() + dataset.targets.numpy().tobytes())
     else:
         for path, label in dataset.samples:
             digest.update(f"{Path(path).name}:{os.path.getsize(path)}:{label};".encode())
@@ -140,6 +162,29 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     mask = torch.zeros(len(labels), dtype=torch.bool)
     mask[torch.cat(held)] = True
     return (~mask).nonzero().flatten(), mask.nonzero().flatten()
+
+
+def group_split(labels: Tensor, groups: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """As `stratified_split` with whole groups: of each class as many, drawn at random, as come nearest to ``fraction · n_c`` samples.
+
+    Where a group has samples of several classes, the nearest to ``fraction · N`` samples of all. At least one group is held when
+    `fraction` is above 0, and one is always left.
+    """
+    names, member = groups.unique(return_inverse=True)
+    lowest, highest = (torch.zeros_like(names).scatter_reduce(0, member, labels, how, include_self=False) for how in ("amin", "amax"))
+    kinds = lowest if torch.equal(lowest, highest) else torch.zeros_like(lowest)
+    sizes, generator = member.bincount(), torch.Generator().manual_seed(seed)
+    held = torch.zeros(len(names), dtype=torch.bool)
+    for kind in kinds.unique():
+        order = (kinds == kind).nonzero().flatten()
+        order = order[torch.randperm(len(order), generator=generator)]
+        reached = torch.cat([torch.zeros(1), sizes[order].cumsum(0)])
+        held[order[: int((reached - fraction * reached[-1]).abs().argmin())]] = True
+    if fraction > 0 and not held.any():
+        held[int(sizes.argmin())] = True
+    if held.all():
+        held[int(sizes.argmax())] = False
+    return (~held[member]).nonzero().flatten(), held[member].nonzero().flatten()
 
 
 def stratified_subset(labels: Tensor, size: int, seed: int) -> Tensor:

@@ -85,6 +85,11 @@ class InfoArgs:
 
 def train_command(config: TrainConfig) -> None:
     """``fastqat train``."""
+    if config.study is not None:
+        from fastqat.train.study import run_study, study_arguments
+
+        run_study(config.study, **study_arguments(config), say=_say)
+        return
     from fastqat.train.run import train
     from fastqat.train.table import print_summary
 
@@ -168,11 +173,11 @@ def _say(line: str) -> None:
 
 
 def _parse_train(argv: Sequence[str]) -> TrainConfig:
-    """Flags over the settings of ``--config``, or over those of the run that ``--resume --name`` names, over the defaults."""
-    default = TrainConfig()
-    config, name = _value_of(argv, "--config"), _value_of(argv, "--name")
+    """Flags over the settings of ``--config``, or of the run that ``--resume --name`` names, over ``--recipe``, over the defaults."""
+    config, name, recipe = (_value_of(argv, flag) for flag in ("--config", "--name", "--recipe"))
+    default = TrainConfig.of({"recipe": None if recipe == "None" else recipe})
     if config is not None:
-        default = TrainConfig.from_yaml(Path(config))
+        default = TrainConfig.from_yaml(Path(config), recipe)
     elif "--resume" in argv and name is not None:
         runs = Path(_value_of(argv, "--runs") or default.runs)
         default = replace(saved_config(runs / name) or default, name=name, runs=runs)
@@ -289,5 +294,7 @@ def _how_to_resume(args: Any) -> str:
     if not isinstance(args, TrainConfig):
         return ""
     runs = "" if args.runs == TrainConfig().runs else f" --runs {args.runs}"
+    if args.study is not None:
+        return f"; the same command goes on: fastqat train --study {args.study} --jobs {args.jobs}{runs}"
     launcher = "torchrun ... -m " if took_part() else ""
     return f"; go on with: {launcher}fastqat train --resume --name {args.run_name}{runs}"

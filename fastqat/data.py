@@ -6,23 +6,28 @@ disk and go through a `torch.utils.data.DataLoader`. Nothing is downloaded: a mi
 
 from __future__ import annotations
 
-import gzip
-import io
 import os
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fastqat._data_files import read_cifar, read_idx, read_npz
 from fastqat._errors import DataError
-from fastqat._files import DAMAGED_ARCHIVE
-from fastqat._tensor_data import TensorData, channel_moments, fingerprint, stratified_split, stratified_subset, subset
+from fastqat._tensor_data import (
+    TensorData,
+    channel_moments,
+    fingerprint,
+    group_split,
+    relabelled,
+    stratified_split,
+    stratified_subset,
+    subset,
+)
 
 __all__ = [
     "DataSplits",
@@ -30,7 +35,9 @@ __all__ = [
     "channel_moments",
     "data_root",
     "fingerprint",
+    "group_split",
     "load",
+    "relabelled",
     "splits_from_arrays",
     "stratified_split",
     "stratified_subset",
@@ -39,6 +46,9 @@ __all__ = [
 
 FASHION_CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# Exercises of the shoulder, in the order of seglearn's labels.
+WATCH_CLASSES = ("pendulum", "abduction", "elevation", "internal rotation", "external rotation", "trapezius", "row")
+GROUP_KEYS = ("recording_train", "subject_train")
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,8 @@ class DataSplits:
     """What `load` returns: deterministic views of the training and test samples, and facts about them.
 
     `augmented` is the training set with random transforms, sample for sample like `train`; None for `TensorData`, whose
-    augmentation (`padding` of the random crop, `flip`) is done on the device by batches.
+    augmentation (`padding` of the random crop, `flip`) is done on the device by batches. `groups` numbers the recordings that
+    training samples are cut from, int64 ``[N]``, where that is known: samples of one recording may overlap, so none is split.
     """
 
     train: Dataset
@@ -57,6 +68,7 @@ class DataSplits:
     augmented: Dataset | None = None
     padding: int = 0
     flip: bool = False
+    groups: Tensor | None = None
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -68,9 +80,10 @@ def load(name: str, root: str | Path | None = None, *, image_size: int = 224) ->
     """Load a named data set from disk.
 
     Args:
-        name: ``digits``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``imagefolder:PATH`` (``train/`` and ``val/`` or
+        name: ``digits``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``watch``, ``imagefolder:PATH`` (``train/`` and ``val/`` or
             ``test/``, one folder per class) or ``npz:PATH`` (arrays ``x_train, y_train, x_test, y_test``; uint8 pictures as
-            ``[N, H, W]`` or ``[N, H, W, C]``, floating values as ``[N, C, ...]``).
+            ``[N, H, W]`` or ``[N, H, W, C]``, floating values as ``[N, C, ...]``; ``recording_train`` or ``subject_train``
+            where samples of one recording or subject must stay together when validation is held out).
         root: folder of the named sets; None: see `data_root`.
         image_size: side of the square that ``imagefolder`` pictures are cropped to.
 
@@ -116,7 +129,19 @@ def splits_from_arrays(
     train = TensorData(x_train, y_train)
     test = TensorData(x_test, y_test, train.mean, train.std)
     names = tuple(class_names) or tuple(str(i) for i in range(num_classes))
-    return DataSplits(train, test, num_classes, tuple(train.x.shape[1:]), names, padding=padding, flip=flip)
+    groups = _groups(arrays, len(y_train), source)
+    return DataSplits(train, test, num_classes, tuple(train.x.shape[1:]), names, padding=padding, flip=flip, groups=groups)
+
+
+def _groups(arrays: dict[str, np.ndarray], size: int, source: str) -> Tensor | None:
+    """What must not be split: recordings where they are known, else subjects, else nothing."""
+    key = next((key for key in GROUP_KEYS if key in arrays), None)
+    if key is None:
+        return None
+    groups = _labels(arrays[key], key, source)
+    if len(groups) != size:
+        raise DataError(f"{source}: {key} has {len(groups)} values for {size} training samples; give one per sample, or leave it out")
+    return groups
 
 
 def _labels(array: np.ndarray, key: str, source: str) -> Tensor:
@@ -165,57 +190,20 @@ def _fashion_mnist(root: Path) -> DataSplits:
         found = [path for path in (raw / f"{stem}-ubyte", raw / f"{stem}-ubyte.gz") if path.is_file()]
         if not found:
             raise _missing("fashion-mnist", root, f"FashionMNIST/raw/{stem}-ubyte (or .gz) and its three companions", "FashionMNIST")
-        arrays[key] = _read_idx(found[0])
+        arrays[key] = read_idx(found[0])
     return splits_from_arrays(arrays, FASHION_CLASSES, padding=2, flip=True, source="fashion-mnist")
-
-
-def _read_idx(path: Path) -> np.ndarray:
-    """One uint8 array of the IDX format: 0, 0, type, number of dimensions, big-endian int32 sizes, values."""
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except DAMAGED_ARCHIVE as error:
-        raise DataError(f"{path} cannot be read ({error}); fetch it again") from error
-    dims = content[3] if len(content) > 3 else 0
-    shape = tuple(np.frombuffer(content, ">i4", dims, 4).tolist()) if len(content) >= 4 + 4 * dims else ()
-    if content[:3] != b"\x00\x00\x08" or not shape or len(content) != 4 + 4 * dims + int(np.prod(shape)):
-        raise DataError(f"{path} is not a whole IDX file of uint8 values; fetch it again")
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape)
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles the CIFAR files: dictionaries, lists, bytes and numpy arrays, and nothing that could run code."""
-
-    allowed = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self.allowed or (module.startswith("numpy.") and module.endswith(".multiarray") and name == "_reconstruct"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is not an array")
-
-
-def _read_cifar(paths: Sequence[Path], label_key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures ``[N, 32, 32, 3]`` and labels of CIFAR's python files."""
-    pictures, labels = [], []
-    for path in paths:
-        try:
-            batch = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-            pictures.append(np.asarray(batch["data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-            labels.append(np.asarray(batch[label_key], np.int64))
-        except Exception as error:  # a damaged pickle may raise anything
-            raise DataError(f"{path} is not a whole CIFAR file ({error}); fetch it again") from error
-    return np.concatenate(pictures), np.concatenate(labels)
 
 
 def _cifar(root: Path, name: str, folder: str, train: Sequence[str], test: str, label_key: str, names: Sequence[str]) -> DataSplits:
     """``<name>.npz`` where it exists, else torchvision's folder of python files."""
     if (root / f"{name}.npz").is_file():
-        return splits_from_arrays(_read_npz(root / f"{name}.npz"), names, padding=4, flip=True, source=str(root / f"{name}.npz"))
+        return splits_from_arrays(read_npz(root / f"{name}.npz"), names, padding=4, flip=True, source=str(root / f"{name}.npz"))
     paths = [root / folder / part for part in (*train, test)]
     absent = [path for path in paths if not path.is_file()]
     if absent:
         raise _missing(name, root, f"{absent[0].relative_to(root)} (torchvision's layout) or {name}.npz", name.upper())
-    x_train, y_train = _read_cifar(paths[:-1], label_key)
-    x_test, y_test = _read_cifar(paths[-1:], label_key)
+    x_train, y_train = read_cifar(paths[:-1], label_key)
+    x_test, y_test = read_cifar(paths[-1:], label_key)
     arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
     return splits_from_arrays(arrays, names, padding=4, flip=True, source=str(root / folder))
 
@@ -229,18 +217,22 @@ def _cifar100(root: Path) -> DataSplits:
     return _cifar(root, "cifar100", "cifar-100-python", ["train"], "test", "fine_labels", [])
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except DAMAGED_ARCHIVE as error:
-        raise DataError(f"{path} cannot be read as .npz ({error}); it needs plain arrays x_train, y_train, x_test, y_test") from error
+def _watch(root: Path) -> DataSplits:
+    """``watch.npz``: windows ``[N, 6, 100]`` of a watch's accelerometer and gyroscope (seglearn's data); test subjects of their own."""
+    path = root / "watch.npz"
+    if not path.is_file():
+        arrays = "x_train [N, 6, 100], y_train, recording_train, x_test, y_test"
+        raise DataError(
+            f"watch is not in {root}: expected watch.npz with the arrays {arrays}, windows cut from seglearn.datasets.load_watch() "
+            "with other subjects in test; put it there, or point --data-root or FASTQAT_DATA to the folder that has it"
+        )
+    return splits_from_arrays(read_npz(path), WATCH_CLASSES, source=str(path))
 
 
 def _npz(path: Path, image_size: int) -> DataSplits:
     if not path.is_file():
         raise DataError(f"there is no file {path}; npz:PATH needs a .npz with arrays x_train, y_train, x_test, y_test")
-    return splits_from_arrays(_read_npz(path), source=str(path))
+    return splits_from_arrays(read_npz(path), source=str(path))
 
 
 def _imagefolder(path: Path, image_size: int) -> DataSplits:
@@ -270,5 +262,6 @@ _NAMED: dict[str, Callable[[Path], DataSplits]] = {
     "fashion-mnist": _fashion_mnist,
     "cifar10": _cifar10,
     "cifar100": _cifar100,
+    "watch": _watch,
 }
 _BY_PATH: dict[str, Callable[[Path, int], DataSplits]] = {"imagefolder": _imagefolder, "npz": _npz}

@@ -2,7 +2,9 @@
 drawn examples on every run."""
 
 import os
+from collections.abc import Iterator
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
@@ -17,3 +19,12 @@ except ImportError:  # the tests that draw examples are then skipped
 else:
     settings.register_profile("fastqat", derandomize=True, database=None, deadline=None)
     settings.load_profile("fastqat")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For many small steps: two threads wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -5,6 +5,7 @@
 
 #include "grad_norm_layer.h"
 #include "storage.h"
+#include "transpose.h"
 #include "vec_math.h"
 
 namespace fastqat {
@@ -15,10 +16,6 @@ constexpr int64_t kFetchedLines = 32;  // of the cache, asked for ahead of those
 struct Box {
   Triple begin, size;
 };
-
-// to[position][channel] = from[channel * stride + position], kLanes of each.
-using Transpose = void (*)(const float* from, int64_t stride, float* to);
-Transpose transpose_kernel();  // of the current instruction-set level
 
 FASTQAT_INLINE void fill_zero(float* out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) out[i] = 0.0f;

@@ -34,9 +34,6 @@ struct LaneSums {
   FASTQAT_INLINE double total(int s) { return fold(lanes[s]); }
 };
 
-FASTQAT_INLINE float larger(float a, float b) { return a > b ? a : b; }
-FASTQAT_INLINE float smaller(float a, float b) { return a < b ? a : b; }
-
 template <int kHalf>
 FASTQAT_INLINE void fold_top_two(float* first, float* second) {
   for (int l = 0; l < kHalf; ++l) {

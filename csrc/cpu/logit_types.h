@@ -1,13 +1,10 @@
 // Rows of logits in memory and in scratch, and what is summed over them.
 #pragma once
 
-#include <limits>
-
 #include "../common.h"
 
 namespace fastqat {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // Groups of kLanes that are summed in fp32 before they are added to fp64 lanes.
 constexpr int64_t kFewGroups = 4, kGroups = 32;
 

@@ -2,6 +2,8 @@
 // gives the same bits. Coefficients: minimax fits (Remez) of this project, error of each fit in its comment.
 #pragma once
 
+#include <limits>
+
 #include "../logit_element.h"
 #include "storage.h"
 
@@ -16,6 +18,12 @@
 #define FASTQAT_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace fastqat {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// b where one of them is NaN.
+FASTQAT_INLINE float larger(float a, float b) { return a > b ? a : b; }
+FASTQAT_INLINE float smaller(float a, float b) { return a < b ? a : b; }
 
 // a * b + c, rounded once, so that every level gives the same bits: one instruction, but at the baseline of x86 a call.
 FASTQAT_INLINE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
@@ -40,5 +48,42 @@ FASTQAT_INLINE float exp_bounded(float x) {
 
 // The same for any x <= 0.
 FASTQAT_INLINE float exp_nonpositive(float x) { return exp_bounded(kExpLeast > x ? kExpLeast : x); }
+
+// value, or 0; see keep_if of floats.
+FASTQAT_INLINE double keep_if(bool condition, double value) {
+  uint64_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  bits &= condition ? ~uint64_t{0} : uint64_t{0};
+  std::memcpy(&value, &bits, sizeof bits);
+  return value;
+}
+
+// exp(x) for x <= 0, error below 1e-14 of it, 0 below -700. As exp_nonpositive, with the Taylor series of exp(r) to r^11: the term left
+// out is below 7e-15.
+FASTQAT_INLINE double exp_nonpositive(double x) {
+  const double shifted = x * 0x1.71547652b82fep+0 + 0x1.8p+52;
+  const double n = shifted - 0x1.8p+52;
+  const double r = (x - n * 0x1.62e42fee00000p-1) - n * 0x1.a39ef35793c76p-33;
+  double series = 1.0 / 39916800;
+  for (const double term : {1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0})
+    series = series * r + term;
+  uint64_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << 52) + 0x3ff0000000000000u;
+  double power;
+  std::memcpy(&power, &bits, sizeof power);
+  return keep_if(!(x < -700.0), series * power);
+}
+
+// The sum of term(i), four at a time so that additions overlap.
+template <class Term>
+double sum_of(int64_t count, const Term& term) {
+  double sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4)
+    for (int l = 0; l < 4; ++l) sums[l] += term(i + l);
+  for (; i < count; ++i) sums[0] += term(i);
+  return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+}
 
 }  // namespace fastqat

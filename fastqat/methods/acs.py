@@ -31,7 +31,8 @@ class ACS(ScoredSubset):
         schedule: name or callable, see `fastqat.selection.beta_at`.
         options: all others of `fastqat.selection.ScoredSubset`: score_view, fraction=0.1, interval=10, balanced=True,
             first_select="scores", bn_reestimate=0, score_source="pass" (or "train", to score the samples that were just trained on without
-            a forward of their own), warmup, anneal, method, batch_size, device, num_workers, progress, forward, seed, num_replicas, rank.
+            a forward of their own), warmup, anneal, method, batch_size, device, num_workers, progress, forward, scorer, seed,
+            num_replicas, rank.
 
     Raises:
         InputError: an option outside its range or of another type, an augmenting data set without `score_view`, a view of another

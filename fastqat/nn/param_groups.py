@@ -13,7 +13,9 @@ from ..quantizers import Quantizer
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
-def param_groups(model: nn.Module, lr: float, scale_lr: float | None = None, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+def param_groups(
+    model: nn.Module, lr: float, scale_lr: float | None = None, weight_decay: float = 0.0, *, activation_scale_lr: float | None = None
+) -> list[dict[str, Any]]:
     """Groups for any torch optimizer: weights with decay; norms, biases and other vectors without; scales without and with their own rate.
 
     Every parameter is in exactly one group, one that several layers share too (a scale stays a scale). Empty groups are left out.
@@ -25,10 +27,12 @@ def param_groups(model: nn.Module, lr: float, scale_lr: float | None = None, wei
         lr: learning rate.
         scale_lr: learning rate of the quantizers' parameters; None: `lr`.
         weight_decay: of the weights.
+        activation_scale_lr: learning rate of the parameters of activations' quantizers, which are then in groups of their own; None: as
+            those of weights.
 
     Returns:
         Dicts with ``params``, ``lr``, ``weight_decay`` and ``name`` (``"weights"``, ``"no_decay"``, ``"scales"``,
-        ``"clips"``).
+        ``"clips"``, ``"activation_scales"``, ``"activation_clips"``).
 
     Raises:
         InputError (a ValueError): a rate or the decay is negative.
@@ -41,22 +45,38 @@ def param_groups(model: nn.Module, lr: float, scale_lr: float | None = None, wei
         [('weights', 2, 0.0005), ('no_decay', 2, 0.0), ('scales', 2, 0.0)]
     """
     scale_lr = lr if scale_lr is None else scale_lr
-    for name, value in (("lr", lr), ("scale_lr", scale_lr), ("weight_decay", weight_decay)):
-        if value < 0:
+    for name, value in (("lr", lr), ("scale_lr", scale_lr), ("weight_decay", weight_decay), ("activation_scale_lr", activation_scale_lr)):
+        if value is not None and value < 0:
             raise InputError(f"{name} is {value}; accepted: 0 or more")
-    params = list(model.parameters())
-    ranges = [(p, name in m.decayed) for m in model.modules() if isinstance(m, Quantizer) for name, p in m.named_parameters()]
-    scales, clips = ({id(p) for p, decayed in ranges if decayed is clip} for clip in (False, True))
+    kinds = _kinds(model, apart=activation_scale_lr is not None)
+    rates = {  # name → learning rate, weight decay
+        "weights": (lr, weight_decay),
+        "no_decay": (lr, 0.0),
+        "scales": (scale_lr, 0.0),
+        "clips": (scale_lr, weight_decay),
+        "activation_scales": (activation_scale_lr, 0.0),
+        "activation_clips": (activation_scale_lr, weight_decay),
+    }
+    params = [(kinds.get(id(p), "weights"), p) for p in model.parameters()]
+    groups = (
+        {"name": name, "params": [p for kind, p in params if kind == name], "lr": rate, "weight_decay": decay}
+        for name, (rate, decay) in rates.items()
+    )
+    return [group for group in groups if group["params"]]
+
+
+def _kinds(model: nn.Module, apart: bool) -> dict[int, str]:
+    """Id of a parameter → name of its group, for all that are not weights; `apart`: the quantizers of activations by names of their own."""
     plain = {
         id(p)
         for m in model.modules()
         for name, p in m.named_parameters(recurse=False)
         if isinstance(m, NORMS) or "bias" in name or p.dim() <= 1
     }
-    groups = (
-        {"name": "weights", "params": [p for p in params if id(p) not in scales | clips | plain], "lr": lr, "weight_decay": weight_decay},
-        {"name": "no_decay", "params": [p for p in params if id(p) in plain - scales - clips], "lr": lr, "weight_decay": 0.0},
-        {"name": "scales", "params": [p for p in params if id(p) in scales], "lr": scale_lr, "weight_decay": 0.0},
-        {"name": "clips", "params": [p for p in params if id(p) in clips], "lr": scale_lr, "weight_decay": weight_decay},
-    )
-    return [group for group in groups if group["params"]]
+    kinds = dict.fromkeys(plain, "no_decay")
+    for quantizer in (m for m in model.modules() if isinstance(m, Quantizer)):
+        prefix = "activation_" if apart and quantizer.role == "activation" else ""
+        for name, p in quantizer.named_parameters():
+            kind = "clips" if name in quantizer.decayed else "scales"
+            kinds[id(p)] = prefix + kind
+    return kinds

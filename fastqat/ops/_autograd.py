@@ -12,7 +12,10 @@ from torch import Tensor
 from torch._C._functorch import TransformType
 
 Backward = Callable[..., tuple[Tensor | None, ...]]
-_NO_SECOND = "the gradients of fastqat's operators cannot be differentiated again: straight-through rounding has no second derivative"
+_NO_SECOND = (
+    "the gradients of fastqat's operators cannot be differentiated again: straight-through rounding has no second derivative, and "
+    "feature_kl does not compute its own"
+)
 _DIFFERENTIATES = (TransformType.Grad, TransformType.Jvp)
 
 

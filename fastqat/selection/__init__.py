@@ -4,7 +4,7 @@ from fastqat.selection.averaging import average_scores
 from fastqat.selection.batch_norm import reestimate_batch_norm
 from fastqat.selection.folds import fold_indices, out_of_sample
 from fastqat.selection.labels import LabelIssues, find_label_issues, label_quality, threshold_labels
-from fastqat.selection.policies import RS2, RandomSubset, ScoredSubset, SelectionPolicy, WholeSet
+from fastqat.selection.policies import RS2, RandomSubset, ScoredSubset, Scorer, SelectionPolicy, WholeSet
 from fastqat.selection.recorder import DynamicsRecorder
 from fastqat.selection.recording.dynamics import Dynamics, Transitions
 from fastqat.selection.reweighting import reweighting_bound
@@ -29,6 +29,7 @@ __all__ = [
     "Score",
     "ScoreTable",
     "ScoredSubset",
+    "Scorer",
     "Selection",
     "SelectionPolicy",
     "Selector",

@@ -24,6 +24,7 @@ class Stream(IntEnum):
     THRESHOLD_SAMPLES = 8
     SELECT = 9
     BOUND = 10
+    LABEL_NOISE = 11
 
 
 def generator_for(seed: int, stream: Stream, *counters: int) -> torch.Generator:

@@ -102,11 +102,12 @@ class CheckpointStore:
         return sorted(self.folder.glob(f"{self.prefix}_[0-9]*.pt"), key=lambda path: int(path.stem.rpartition("_")[2]))
 
     def save(self, epoch: int, state: dict[str, Any]) -> None:
-        """Write the state after `epoch`, then remove all but this and the one of the epoch before."""
+        """Write the state after `epoch`, then remove all but this and the latest before it."""
         save_state(self.path(epoch), state)
-        for path in self.paths():
-            if path not in (self.path(epoch), self.path(epoch - 1)):
-                path.unlink(missing_ok=True)
+        paths = self.paths()
+        place = paths.index(self.path(epoch))
+        for path in paths[: max(0, place - 1)] + paths[place + 1 :]:
+            path.unlink(missing_ok=True)
 
     def latest(self) -> dict[str, Any] | None:
         """The newest undamaged state; None when nothing was saved yet.

@@ -14,6 +14,7 @@ from fastqat._info import active_cpu_level
 from fastqat.selection.datasets import batches_of
 from fastqat.train.config import TrainConfig
 from fastqat.train.engine import laid_out
+from fastqat.train.objective import CorrectedObjective, make_objective
 from fastqat.train.pool import RunData
 
 # What models raise for pictures that they cannot take.
@@ -52,13 +53,12 @@ def check_backend(config: TrainConfig, device: torch.device) -> None:
 
 
 def check_model(config: TrainConfig, data: RunData, model: nn.Module, device: torch.device) -> None:
-    """Run a copy of `model` on two samples, in eval and in train mode.
+    """Run a copy of `model`, that of `config`, on two samples, in eval and in train mode.
 
     Raises:
         InputError: it fails on samples of this shape, or gives something else than logits ``[2, classes]``.
     """
-    x, _ = next(iter(batches_of(data.pool, 2, indices=torch.arange(2))))
-    x, trial = laid_out(x.to(device), config.channels_last), copy.deepcopy(model)
+    x, trial = _two_samples(config, data, device), copy.deepcopy(model)
     for train in (False, True):
         mode = "training" if train else "evaluation"
         try:
@@ -72,3 +72,20 @@ def check_model(config: TrainConfig, data: RunData, model: nn.Module, device: to
         if got != (2, data.num_classes):
             told = f"model {config.model!r} must give logits of shape (2, {data.num_classes}) for two samples"
             raise InputError(f"{told}; got {got} in {mode}; choose another model")
+
+
+def check_objective(config: TrainConfig, data: RunData, model: nn.Module, teacher: nn.Module, device: torch.device) -> None:
+    """Compare the layers of copies of `model` and `teacher` on two samples, where the loss of `config` will do it.
+
+    Raises:
+        InputError: there are no such layers, or their outputs have other shapes.
+    """
+    objective = make_objective(config, copy.deepcopy(model).eval(), copy.deepcopy(teacher))
+    if isinstance(objective, CorrectedObjective):
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.amp):
+            objective.correction(_two_samples(config, data, device))
+
+
+def _two_samples(config: TrainConfig, data: RunData, device: torch.device) -> Tensor:
+    x, _ = next(iter(batches_of(data.pool, 2, indices=torch.arange(2))))
+    return laid_out(x.to(device), config.channels_last)

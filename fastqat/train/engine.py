@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +19,26 @@ from fastqat.train.batches import TrainBatch
 
 
 class EpochResult(NamedTuple):
-    """Means over one pass of all processes: `loss` per sample, `accuracy` in [0, 1], `samples`, `steps`, `seconds`."""
+    """Means over one pass of all processes: `loss` per sample, `accuracy` in [0, 1], `samples`, `steps`, `seconds`.
+
+    `correction` is the part of the loss that corrects layers, per sample; None where there is none.
+    """
 
     loss: float
     accuracy: float
     samples: int
     steps: int
     seconds: float
+    correction: float | None = None
+
+
+class Forward(NamedTuple):
+    """One batch: the student's `logits` and the teacher's, where it ran, ``[B, K]``; the `loss`, and its part that corrects layers."""
+
+    logits: Tensor
+    taught: Tensor | None
+    loss: Tensor
+    correction: Tensor | None = None
 
 
 class Objective:
@@ -48,6 +61,19 @@ class Objective:
         assert self.teacher is not None
         return self.teacher(x).float()
 
+    def forward(self, model: nn.Module, batch: TrainBatch, weights: Tensor | None, *, asks: bool) -> Forward:
+        """Run `model` on `batch`, and the teacher where it distils or somebody `asks`; the samples have `weights` ``[B]``, None for 1."""
+        logits = model(batch.x)
+        taught = self.teach(batch.x) if self.distil or asks else None
+        return Forward(logits, taught, self(logits.float(), batch.y, taught, weights))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the loss of the next batch depends on, beside the models."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+
     def __call__(self, logits: Tensor, y: Tensor, taught: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         """Scalar: logits ``[B, K]``, labels y ``[B]``, the teacher's logits ``[B, K]`` when it distils, weights ``[B]`` or None for 1."""
         target = taught.softmax(1) if self.distil and taught is not None else y
@@ -68,21 +94,27 @@ class _Tally:
         self.bar, self.start, self.samples, self.steps = bar, time.perf_counter(), 0, 0
         self.loss: Tensor | float = 0.0
         self.correct: Tensor | float = 0.0
+        self.correction: Tensor | None = None
 
-    def add(self, loss: Tensor, logits: Tensor, y: Tensor, counted: bool = True) -> None:
-        """One batch; `loss` is its mean. One that is not counted is a step without samples."""
+    def add(self, loss: Tensor, logits: Tensor, y: Tensor, counted: bool = True, correction: Tensor | None = None) -> None:
+        """One batch; `loss` and `correction` are its means. One that is not counted is a step without samples."""
         self.steps += 1
         if not counted:
             return
         self.loss = self.loss + loss.detach() * len(y)
         self.correct = self.correct + (logits.detach().argmax(1) == y).sum()
+        if correction is not None:
+            part = correction.detach() * len(y)
+            self.correction = part if self.correction is None else self.correction + part
         self.samples += len(y)
         if self.bar is not None:
             self.bar.advance(len(y))
 
     def result(self) -> EpochResult:
-        loss, correct, n = summed(float(self.loss), float(self.correct), self.samples)
-        return EpochResult(loss / n, correct / n, int(n), self.steps, time.perf_counter() - self.start)
+        part = 0.0 if self.correction is None else float(self.correction)
+        loss, correct, n, part = summed(float(self.loss), float(self.correct), self.samples, part)
+        correction = None if self.correction is None else part / n
+        return EpochResult(loss / n, correct / n, int(n), self.steps, time.perf_counter() - self.start, correction)
 
 
 def cosine_factor(progress: float) -> float:
@@ -105,21 +137,19 @@ def train_epoch(
     """One pass of gradient steps with the loss weights of `policy`, which is shown the logits; ``set_lr(step)`` is called before each."""
     model.train()
     tally, sampler = _Tally(bar), policy.sampler
-    asks = objective.distil or policy.observes_teacher
+    asks = policy.observes_teacher
     for batch in batches:
-        x, y = laid_out(batch.x, channels_last), batch.y
+        batch, y = batch._replace(x=laid_out(batch.x, channels_last)), batch.y
         weights = None if sampler.weights is None else sampler.loss_weights(batch.indices).to(y.device, non_blocking=True)
         set_lr(tally.steps)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
-            logits = model(x)
-            taught = objective.teach(x) if asks else None
-            loss = objective(logits.float(), y, taught, weights)
+        with torch.autocast(y.device.type, torch.bfloat16, enabled=amp):
+            logits, taught, loss, correction = objective.forward(model, batch, weights, asks=asks)
         optimizer.zero_grad()
         (loss * batch.share).backward()
         optimizer.step()
         if batch.share > 0:
             policy.observe(batch.indices, logits, y, taught)
-        tally.add(loss, logits, y, counted=batch.share > 0)
+        tally.add(loss, logits, y, batch.share > 0, correction)
     return tally.result()
 
 

@@ -32,11 +32,13 @@ class TrainFlags:
     limit: int | None = None
     """Use only N training samples, the same share of each class (to try things out)."""
     label_noise: float = 0.0
-    """Share of the training labels that are replaced by wrong ones, in the validation part too; the test set stays clean."""
+    """Share of each class's training labels that are replaced by wrong ones, in the validation part too; the test set stays clean. Drawn
+    from the seed of float training."""
     label_noise_type: Literal["symmetric", "asymmetric"] = "symmetric"
     """symmetric: any other class, all alike; asymmetric: the next class."""
     oracle_teacher: bool = False
-    """Train the float model on the labels before label_noise: what no user has, to tell the teacher's part from the student's."""
+    """Train the float model, and a teacher, on the labels before label_noise: what no user has, to tell the teacher's part from the
+    student's."""
     augment: Literal["auto", "none"] = "auto"
     """auto: random crop and flip where the data set has them; none: the pictures as they are."""
     image_size: int = 224
@@ -47,24 +49,24 @@ class TrainFlags:
     model: str = "resnet8"
     """resnet8, resnet20, resnet32, mobilenet_v2_half, resnet1d (series), or a classification model of torchvision by name."""
     teacher: str | None = None
-    """Model that distillation and the scores compare with, of any architecture; default: the float model itself."""
+    """Model that distillation and the scores compare with, of any architecture, trained as the float model is; default: the float model."""
     teacher_checkpoint: Path | None = None
-    """Weights of the teacher (a state_dict saved by torch.save) instead of training it as the float model is trained."""
+    """Weights of the teacher (a state_dict saved by torch.save) instead of training it; without teacher they are of another MODEL."""
     float_checkpoint: Path | None = None
     """Start from these float weights (a state_dict saved by torch.save) instead of training them."""
     float_epochs: int = 20
-    """Epochs of float training on the whole pool; the result is cached under RUNS/.float and shared by all runs that agree."""
+    """Epochs of float training on the whole pool; the result is cached in float_cache and shared by all runs that agree."""
     float_lr: float = 0.1
     """Learning rate at the start of float training."""
     float_batch_size: int = 128
     """Samples per step of float training, dealt to all processes of torchrun."""
     float_seed: int | None = None
-    """Seed of float training; default: the run's seed."""
+    """Seed of float training and of label noise; default: the run's seed."""
 
     qconfig: str = "w2a32"
     """Bits of weights and activations (w4a4, w2a32); :channel one scale per output channel, :group64 one per 64 inputs; none: float."""
     quantizer: QuantizerName = "lsq"
-    """Quantizer of weights and activations."""
+    """Quantizer of weights and activations; activations get a zero point where it has one (lsq_plus, minmax)."""
     grad_factor: Literal["paper", "per_scale", "range", "none"] = "paper"
     """Factor of the step sizes' gradients, for N weights of a layer or features of a sample: paper 1/sqrt(N qmax); range 1/sqrt(N (qmax -
     qmin)); per_scale as paper with the batch counted in N, as the released code of ACS does; none 1."""
@@ -131,6 +133,8 @@ class TrainFlags:
     """Learning rate at the start; it falls to 0 along a cosine, step by step."""
     scale_lr: float | None = None
     """Learning rate of the quantizers' step sizes; default: the same."""
+    activation_scale_lr: float | None = None
+    """Learning rate of the step sizes of activations; default: that of all step sizes."""
     momentum: float = 0.9
     """Momentum of sgd."""
     weight_decay: float = 5e-4
@@ -153,10 +157,16 @@ class TrainFlags:
     """Name of the run directory, a single folder name; default: made from the settings."""
     runs: Path = Path("runs")
     """Folder of the run directories."""
+    float_cache: Path | None = None
+    """Folder of the float weights that runs share; default: RUNS/.float."""
+    checkpoint_seconds: float = 0.0
+    """Least seconds between two checkpoints, and so what a kill may cost beside an epoch; 0: one after each epoch."""
     resume: bool = False
     """Go on where the run of this name stopped (with --name, its own settings are the defaults); starts it when there is none."""
     overwrite: bool = False
     """Delete a run of the same name first."""
+    rho: bool = True
+    """Tell before training what reweighting by gradient norms could gain at best."""
     report: bool = True
     """Write report.html at the end."""
     progress: bool = True

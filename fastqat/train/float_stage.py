@@ -1,10 +1,10 @@
-"""The float model of a run: given, cached, or trained; runs that agree on data, model and settings share one."""
+"""The float models of a run, its own and that of a teacher: given, cached, or trained; runs that agree on data and settings share one."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -29,15 +29,10 @@ from fastqat.train.stage import Stage, StagePlan
 _CACHE_FORMAT = 2
 
 
-def float_seed(config: TrainConfig) -> int:
-    """Seed of the float stage: its own, else the run's."""
-    return config.seed if config.float_seed is None else config.float_seed
-
-
 def float_key(config: TrainConfig, data: RunData) -> str:
     """Names the float model that `config` asks for: a hash of the settings and of the data that it is trained with."""
     settings = [f"{name}={getattr(config, name)}" for name in FLOAT_FIELDS] + ["sync_bn"] * config.sync_bn
-    facts = [f"format={_CACHE_FORMAT}", *settings, f"seed={float_seed(config)}", f"data={data.fingerprint}"]
+    facts = [f"format={_CACHE_FORMAT}", *settings, f"seed={config.used_float_seed}", f"data={data.fingerprint}"]
     return _digest(facts)
 
 
@@ -55,8 +50,17 @@ def _digest(facts: list[str]) -> str:
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
 
 
+def teacher_config(config: TrainConfig) -> TrainConfig | None:
+    """The settings that the teacher of `config` is made with, as if it were the float model; None where the float model is the teacher."""
+    if config.teacher_checkpoint is None and config.teacher in (None, config.model):
+        return None
+    return replace(
+        config, model=config.teacher or config.model, float_checkpoint=config.teacher_checkpoint, teacher=None, oracle_teacher=False
+    )
+
+
 def given_weights(path: Path) -> dict[str, Any]:
-    """The state_dict in the file of ``--float-checkpoint``; one that is under ``"model"`` too.
+    """The state_dict in a file of weights, one that is under ``"model"`` too.
 
     Raises:
         CheckpointError: there is no such file, or it is damaged or something else.
@@ -67,48 +71,66 @@ def given_weights(path: Path) -> dict[str, Any]:
 
 def new_model(config: TrainConfig, data: RunData, device: torch.device) -> nn.Module:
     """The untrained model of `config`, seeded."""
-    torch.manual_seed(float_seed(config))
+    torch.manual_seed(config.used_float_seed)
     model = make_model(config.model, data.num_classes, data.input_shape).to(device)
     return model.to(memory_format=torch.channels_last) if config.channels_last else model  # type: ignore[call-overload]
 
 
 def float_model(
-    config: TrainConfig, data: RunData, plan: StagePlan, model: nn.Module, folder: RunFolder, resumed: bool, say: Callable[[str], None]
+    config: TrainConfig,
+    data: RunData,
+    plan: StagePlan,
+    model: nn.Module,
+    folder: RunFolder,
+    resumed: bool,
+    say: Callable[[str], None],
+    *,
+    name: str = "float",
+    before: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """Give `model` its float weights and return the metric rows of their training.
 
-    They come from ``float_checkpoint``, else from the run's own ``checkpoints/float.pt``, else from the cache ``RUNS/.float``, else they
-    are trained now; then they are cached. What their training says of the samples goes with them, to ``dynamics.npz`` of the run.
+    They come from ``float_checkpoint``, else from the run's own ``checkpoints/NAME.pt``, else from ``float_cache``, else they
+    are trained now; then they are cached. What the training of ``"float"`` says of the samples goes to ``dynamics.npz`` of the run.
+
+    Args:
+        config: with the model, and its checkpoint, as ``model`` and ``float_checkpoint``.
+        data, plan, folder, resumed, say: of the run.
+        model: of `config`.
+        name: of the stage: ``"float"``, or ``"teacher"``.
+        before: metric rows of earlier stages.
 
     Raises:
         CheckpointError: ``float_checkpoint`` is damaged or of another architecture; the run was started on other data.
     """
     if config.float_checkpoint is not None:
         load_weights(model, given_weights(config.float_checkpoint), config.float_checkpoint)
-        say(f"float weights from {config.float_checkpoint}")
+        say(f"{name} weights from {config.float_checkpoint}")
         return []
     key = float_key(config, data)
-    own, cached = folder.checkpoints / "float.pt", config.runs / ".float" / f"{cache_key(key, plan.device)}.pt"
+    own = folder.checkpoints / f"{name}.pt"
+    cached = (config.float_cache or config.runs / ".float") / f"{cache_key(key, plan.device)}.pt"
     mine = on_first(lambda: _read(own, say))
     if mine is not None:
         check_same_data(mine, data.fingerprint, own)
     mine, place = (mine, own) if _is_of(mine, key) else (None, cached)
     found = mine or on_first(lambda: _read(cached, say))
     if not _is_of(found, key):
-        rows, dynamics = _train(config, data, plan, model, folder, resumed, say)
+        plan = replace(plan, name=name, epochs=config.float_epochs, batch_size=config.float_batch_size, seed=config.used_float_seed)
+        rows, dynamics = _train(config, data, plan, model, folder, resumed, say, before)
         found = {"key": key, "data": data.fingerprint, "model": model.state_dict(), "rows": rows, "dynamics": dynamics}
         keep: tuple[Path, ...] = (cached, own)
     else:
-        say(f"float weights of {'this run' if mine else 'an earlier run'} ({place})")
+        say(f"{name} weights of {'this run' if mine else 'an earlier run'} ({place})")
         load_weights(model, found["model"], place)
         keep = () if mine else (own,)
     if world().rank == 0:
         for path in keep:
             save_state(path, found)
-        CheckpointStore(folder.checkpoints, "float", say).clear()
-        if found.get("dynamics") is not None:
+        CheckpointStore(folder.checkpoints, name, say).clear()
+        if name == "float" and found.get("dynamics") is not None:
             ScoreTable.from_state_dict(found["dynamics"]).save(folder.dynamics)
-    return found["rows"]
+    return [{**row, "stage": name} for row in found["rows"]]
 
 
 def _read(path: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
@@ -128,10 +150,16 @@ def _is_of(found: dict[str, Any] | None, key: str) -> TypeGuard[dict[str, Any]]:
 
 
 def _train(
-    config: TrainConfig, data: RunData, plan: StagePlan, model: nn.Module, folder: RunFolder, resumed: bool, say: Callable[[str], None]
+    config: TrainConfig,
+    data: RunData,
+    plan: StagePlan,
+    model: nn.Module,
+    folder: RunFolder,
+    resumed: bool,
+    say: Callable[[str], None],
+    before: Sequence[dict[str, Any]],
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """The rows of the training's metrics, and its recorded dynamics as the state of a `ScoreTable`; None where there was no epoch."""
-    plan = replace(plan, name="float", epochs=config.float_epochs, batch_size=config.float_batch_size, seed=float_seed(config))
     optimizer = make_optimizer(config, param_groups(model, config.float_lr, weight_decay=config.weight_decay), config.float_lr)
     policy = RecordedSet(data.pool, seed=plan.seed)
     stage = Stage(
@@ -142,9 +170,9 @@ def _train(
         data.source,
         data.val,
         Objective(),
-        CheckpointStore(folder.checkpoints, "float", say),
+        CheckpointStore(folder.checkpoints, plan.name, say),
         data=data.fingerprint,
-        on_epoch=lambda state: folder.write_metrics(state.rows),
+        on_epoch=lambda state: folder.write_metrics([*before, *state.rows]),
         say=say,
     )
     rows = stage.fit(resumed).rows

@@ -6,9 +6,9 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from fastqat.train.config import FREE_ON_RESUME, TrainConfig
 
 COLUMNS = (
     "stage", "epoch", "steps", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "samples_per_second",
-    "seconds", "selection_seconds", "selected", "reselected", "beta",
+    "seconds", "selection_seconds", "selected", "noisy_selected", "reselected", "beta",
+    "mean_evs", "mean_ds", "mean_res", "clc_ratio",
 )  # fmt: skip
 # What a run leaves in its folder beside config.yaml.
 _PRODUCTS = (
@@ -27,15 +28,38 @@ _PRODUCTS = (
 )  # fmt: skip
 
 
-class RunFolder:
-    """``runs/<name>/`` of one run."""
+class RunSettings(Protocol):
+    """What a folder needs of the settings of its run."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    @property
+    def resume(self) -> bool: ...
+
+    @property
+    def overwrite(self) -> bool: ...
+
+    def saved(self) -> RunSettings: ...
+
+    def to_yaml(self) -> str: ...
+
+    def from_yaml(self, path: Path) -> RunSettings:
+        """Settings that `to_yaml` gave, of the same class; a class method there."""
+        ...
+
+
+class RunFolder:
+    """``runs/<name>/`` of one run.
+
+    Args:
+        path: the folder.
+        columns: of ``metrics.csv``.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str] = COLUMNS):
+        self.path, self.columns = path, columns
         self.checkpoints = path / "checkpoints"
         self.dynamics = path / "dynamics.npz"
 
-    def may_resume(self, config: TrainConfig) -> bool:
+    def may_resume(self, config: RunSettings) -> bool:
         """Whether `config` goes on with a run that is here; nothing is changed.
 
         Raises:
@@ -49,7 +73,7 @@ class RunFolder:
         self._check_same(config)
         return True
 
-    def open(self, config: TrainConfig, resumed: bool) -> None:
+    def open(self, config: RunSettings, resumed: bool) -> None:
         """Make the folder anew without anything of an older run, or clear away what a killed process was writing.
 
         ``config.yaml`` goes first and comes last: a folder without it is no run, and a start that was killed is cleared by the next.
@@ -65,8 +89,8 @@ class RunFolder:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         write_atomic(self.path / "config.yaml", config.saved().to_yaml())
 
-    def _check_same(self, config: TrainConfig) -> None:
-        saved = TrainConfig.from_yaml(self.path / "config.yaml")
+    def _check_same(self, config: RunSettings) -> None:
+        saved = config.from_yaml(self.path / "config.yaml")
         changed = [name for name in vars(config) if name not in FREE_ON_RESUME and getattr(saved, name) != getattr(config, name)]
         if changed:
             told = ", ".join(f"{name} {getattr(saved, name)} (now {getattr(config, name)})" for name in changed)
@@ -75,7 +99,7 @@ class RunFolder:
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """``metrics.csv``: one row per epoch so far, replaced as a whole."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows)
         write_atomic(self.path / "metrics.csv", text.getvalue())

@@ -1,8 +1,9 @@
-"""Models by name: small residual nets for 32×32 pictures, the width-halved MobileNetV2 of the ACS paper, and all of torchvision's."""
+"""Models by name: small residual nets for 32×32 pictures and for series, the width-halved MobileNetV2 of the ACS paper, torchvision's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,19 +15,30 @@ from fastqat._errors import InputError
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut without parameters: strided and padded with zero channels (option A)."""
 
+    conv: type[nn.Conv1d] | type[nn.Conv2d] = nn.Conv2d
+    norm: type[nn.BatchNorm1d] | type[nn.BatchNorm2d] = nn.BatchNorm2d
+
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
         self.stride, self.extra = stride, outputs - inputs
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv1 = self.conv(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = self.norm(outputs)
+        self.conv2 = self.conv(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = self.norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         if self.extra:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
+            positions = x.dim() - 2
+            strided: Any = (..., *[slice(None, None, self.stride)] * positions)
+            x = F.pad(x[strided], (*[0, 0] * positions, self.extra // 2, self.extra - self.extra // 2))
         return F.relu(out + x)
+
+
+class BasicBlock1d(BasicBlock):
+    """The same block for series ``[N, C, L]``: convolutions of length 3."""
+
+    conv, norm = nn.Conv1d, nn.BatchNorm1d
 
 
 class SmallResNet(nn.Module):
@@ -59,6 +71,32 @@ class SmallResNet(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class ResNet1d(nn.Module):
+    """A residual net for series: a stem of length 5, three blocks of widths 32, 64, 128 at strides 1, 2, 2, mean over the positions.
+
+    Args:
+        num_classes: length of the logits.
+        channels: input channels; series of 8 values and more.
+
+    Example:
+        >>> import torch
+        >>> ResNet1d(7, channels=6)(torch.zeros(2, 6, 100)).shape
+        torch.Size([2, 7])
+    """
+
+    def __init__(self, num_classes: int, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv1d(channels, 32, 5, 1, 2, bias=False)
+        self.bn1 = nn.BatchNorm1d(32)
+        self.layer1, self.layer2, self.layer3 = (BasicBlock1d(*sizes) for sizes in ((32, 32, 1), (32, 64, 2), (64, 128, 2)))
+        self.fc = nn.Linear(128, num_classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.fc(self.layer3(self.layer2(self.layer1(x))).mean(2))
 
 
 class InvertedResidual(nn.Module):
@@ -120,7 +158,7 @@ def _multiple_of_8(channels: float) -> int:
 
 def _initialise(model: nn.Module) -> None:
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, (nn.Conv1d, nn.Conv2d)):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, 0, 0.01)
@@ -133,25 +171,33 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "resnet32": lambda classes, channels: SmallResNet(32, classes, channels),
     "mobilenet_v2_half": MobileNetV2Half,
 }
+SERIES_MODELS: dict[str, Callable[[int, int], nn.Module]] = {"resnet1d": ResNet1d}
 
 
 def make_model(name: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     """Build a model by name with fresh weights (seed them with `torch.manual_seed` before).
 
     Args:
-        name: one of `MODELS`, or a classification model of torchvision (``resnet18``, ``mobilenet_v2``, ...).
+        name: one of `MODELS` or `SERIES_MODELS`, or a classification model of torchvision (``resnet18``, ``mobilenet_v2``, ...).
         num_classes: length of the logits.
-        input_shape: ``(channels, height, width)``; a torchvision model gets a first convolution for these channels.
+        input_shape: ``(channels, height, width)``, of series ``(channels, length)``; a torchvision model gets a first convolution for
+            these channels.
 
     Raises:
-        InputError: unknown name, no torchvision for one of its models, or inputs that are not pictures of 8×8 and more.
+        InputError: unknown name, no torchvision for one of its models, or inputs that are not pictures of 8×8 and more, or for a series
+            model no series of 8 and more.
 
     Example:
         >>> make_model("resnet8", 10, (1, 28, 28)).conv1
         Conv2d(1, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
     """
+    if name in SERIES_MODELS:
+        if len(input_shape) != 2 or input_shape[1] < 8:
+            raise InputError(f"model {name!r} takes series (channels, length) of 8 and more; the data set has {input_shape}")
+        return SERIES_MODELS[name](num_classes, input_shape[0])
     if len(input_shape) != 3 or min(input_shape[1:]) < 8:
-        raise InputError(f"model {name!r} takes pictures (channels, height, width) of 8x8 and more; the data set has {input_shape}")
+        told = f"model {name!r} takes pictures (channels, height, width) of 8x8 and more; the data set has {input_shape}"
+        raise InputError(f"{told}; for series there is {', '.join(SERIES_MODELS)}" if len(input_shape) == 2 else told)
     if name in MODELS:
         return MODELS[name](num_classes, input_shape[0])
     return _torchvision_model(name, num_classes, input_shape[0])

@@ -14,6 +14,7 @@ from torch import nn
 import fastqat
 from fastqat._distributed import world
 from fastqat._errors import FastqatError
+from fastqat._info import cpu_model
 from fastqat.data import TensorData
 from fastqat.selection.labels import Method as LabelMethod
 from fastqat.selection.labels import find_label_issues
@@ -30,10 +31,12 @@ SUSPECTS = 48  # pictures of suspicious labels: six rows of eight
 
 
 def selection_arrays(policy: SelectionPolicy, data: RunData) -> dict[str, np.ndarray]:
-    """Arrays of one selection file: ``indices`` (best first), ``labels`` of the pool, ``score_<name>`` of the pool."""
+    """Arrays of one selection file: ``indices`` (best first), ``labels`` of the pool, ``score_<name>`` of the pool, and under label noise
+    ``wrong``, which labels of the pool were replaced."""
     assert policy.selection is not None
     scores = {} if policy.table is None else {f"score_{name}": policy.table[name].numpy() for name in policy.table}
-    return {"indices": policy.selection.indices.numpy(), "labels": data.labels.numpy(), **scores}
+    wrong = {} if data.wrong is None else {"wrong": data.wrong.numpy()}
+    return {"indices": policy.selection.indices.numpy(), "labels": data.labels.numpy(), **wrong, **scores}
 
 
 def save_pictures(folder: RunFolder, data: RunData, say: Callable[[str], None]) -> None:
@@ -76,6 +79,7 @@ def summarise(
         "dataset": config.data,
         "model": config.model,
         "qconfig": config.qconfig,
+        "quantizer": config.quantizer,
         "grad_factor": config.grad_factor,
         "select": config.select,
         "score": config.used_score,
@@ -85,7 +89,9 @@ def summarise(
         "fraction": 1.0 if config.select == "none" else config.fraction,
         "loss": config.loss,
         "seed": config.seed,
-        "float_seed": config.seed if config.float_seed is None else config.float_seed,
+        "float_seed": config.used_float_seed,
+        "teacher": config.teacher or (config.teacher_checkpoint and config.model),
+        **_noise_facts(config, state),
         **tests,
         "val_accuracy": None if state.best_accuracy < 0 else state.best_accuracy,
         "best_epoch": state.best_epoch,
@@ -101,8 +107,23 @@ def summarise(
         "torch": torch.__version__,
         "fastqat": fastqat.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() and config.device != "cpu" else "cpu",
+        "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
         "processes": world().size,
+    }
+
+
+def _noise_facts(config: TrainConfig, state: StageState) -> dict[str, Any]:
+    """What was wrong with the labels, and how many of the samples trained on had a wrong one: in the last epoch, and on average."""
+    if not config.label_noise:
+        return {"label_noise": 0.0}
+    shares = [row["noisy_selected"] for row in state.rows]
+    return {
+        "label_noise": config.label_noise,
+        "label_noise_type": config.label_noise_type,
+        "oracle_teacher": config.oracle_teacher,
+        "noisy_selected": shares[-1] if shares else None,
+        "mean_noisy_selected": sum(shares) / len(shares) if shares else None,
     }
 
 

@@ -103,7 +103,7 @@ def check_agreement(model: nn.Module, selected: Iterable[Tensor | None], when: s
     """
     if world().size == 1:
         return
-    mine = _digest([value for value in model.state_dict().values() if isinstance(value, Tensor)]), _digest(selected)
+    mine = digest([value for value in model.state_dict().values() if isinstance(value, Tensor)]), digest(selected)
     digests = gather_objects(mine)
     for what, column in zip(("weights", "selected samples"), zip(*digests, strict=True), strict=True):
         others = [str(rank) for rank, digest in enumerate(column) if digest != column[0]]
@@ -114,7 +114,7 @@ def check_agreement(model: nn.Module, selected: Iterable[Tensor | None], when: s
             )
 
 
-def _digest(tensors: Iterable[Tensor | None]) -> str:
+def digest(tensors: Iterable[Tensor | None]) -> str:
     """A hash of the bits of `tensors`."""
     found = hashlib.sha256()
     for tensor in tensors:

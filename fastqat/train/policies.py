@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastqat._errors import InputError
-from fastqat.methods import ACS
+from fastqat.methods import ACS, QuaRCSubset
 from fastqat.selection.forwards import device_of
 from fastqat.selection.policies import RS2, RandomSubset, ScoredSubset, SelectionPolicy, WholeSet
 from fastqat.selection.selectors import get_selector
@@ -36,6 +36,8 @@ def make_policy(config: TrainConfig, data: RunData, student: nn.Module, teacher:
     scored = {**drawn, **_scoring(config, data, student)}
     if config.select == "acs":
         return ACS(data.augmented, student, teacher, schedule=config.schedule, **scored)
+    if config.select == "quarc":
+        return QuaRCSubset(data.augmented, student, teacher, schedule=config.schedule, normalize=config.score_normalize, **scored)
     matches = "val_features" in get_selector(config.select).needs
     if matches and data.val is None:
         raise InputError(f"select {config.select} matches the validation samples; set val_fraction above 0")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastqat._errors import DataError
-from fastqat.data import DataSplits, TensorData, fingerprint, load, stratified_split, stratified_subset, subset
+from fastqat.data import DataSplits, TensorData, fingerprint, group_split, load, relabelled, stratified_split, stratified_subset, subset
 from fastqat.selection.datasets import labels_of
 from fastqat.train.batches import RandomCropFlip, TrainSource
 from fastqat.train.config import TrainConfig
+from fastqat.train.label_noise import with_wrong_labels
 
 # The split is the same for every seed, so that runs which share a float model share what it has not seen.
 _SPLIT_SEED = 0
@@ -23,7 +25,9 @@ _SPLIT_SEED = 0
 class RunData:
     """`pool` is read without augmentation (scores, pictures), `source` yields the same samples augmented (training).
 
-    `train` is the whole training set, of which `pool` and `val` are parts.
+    `train` is the whole training set, of which `pool` and `val` are parts. Under label noise all three have the noisy labels, `wrong`
+    tells which of the pool's were replaced, bool ``[N]``, and `clean` is the same data with its own labels where an oracle teacher
+    learns from them. `float_accuracy` keeps what float weights reach on `test`, for further runs on the same data in one process.
     """
 
     pool: Dataset
@@ -36,6 +40,14 @@ class RunData:
     input_shape: tuple[int, ...]
     class_names: tuple[str, ...]
     fingerprint: str
+    wrong: Tensor | None = None
+    clean: RunData | None = None
+    float_accuracy: dict[Any, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def for_float(self) -> RunData:
+        """What float models are trained on."""
+        return self.clean or self
 
     @property
     def augmented(self) -> Dataset:
@@ -44,15 +56,16 @@ class RunData:
 
 
 def prepare_data(config: TrainConfig, device: torch.device) -> RunData:
-    """Load the data set of `config`, cut it to `limit`, hold out validation, and put it on `device` where it fits.
+    """Load the data set of `config`, cut it to `limit`, hold out validation, put it on `device` where it fits, and put in label noise.
 
     Raises:
         DataError: the data set is missing or unusable; see `fastqat.data.load`.
+        InputError: label noise for a data set of one class.
     """
     splits = load(config.data, config.data_root, image_size=config.image_size)
     labels = labels_of(splits.train)
     kept = stratified_subset(labels, config.limit or len(labels), _SPLIT_SEED)
-    rest, held = stratified_split(labels[kept], config.val_fraction, _SPLIT_SEED)
+    rest, held = _split(labels[kept], None if splits.groups is None else splits.groups[kept], config.val_fraction)
     if len(rest) < 2:
         raise DataError(f"{config.data} has {len(rest)} samples left to train on; raise limit or lower val_fraction")
     pool, val = subset(splits.train, kept[rest]), subset(splits.train, kept[held]) if len(held) else None
@@ -60,7 +73,7 @@ def prepare_data(config: TrainConfig, device: torch.device) -> RunData:
     if isinstance(pool, TensorData):
         pool, test = pool.to(device), splits.test.to(device)  # type: ignore[attr-defined]
         val = val.to(device) if isinstance(val, TensorData) else None
-    return RunData(
+    data = RunData(
         pool=pool,
         source=_source(config, splits, pool, kept[rest], device),
         val=val,
@@ -72,6 +85,37 @@ def prepare_data(config: TrainConfig, device: torch.device) -> RunData:
         class_names=splits.class_names,
         fingerprint=_fingerprint(pool, splits, config),
     )
+    return _with_noise(config, data, kept[rest], kept[held]) if config.label_noise else data
+
+
+def _with_noise(config: TrainConfig, data: RunData, pool: Tensor, val: Tensor) -> RunData:
+    """`data` with wrong labels: the exact share of each class of the pool, of the validation part and of what `limit` left out."""
+    given = labels_of(data.train)
+    unused = torch.ones(len(given), dtype=torch.bool)
+    unused[torch.cat([pool, val])] = False
+    parts = (pool, val, unused.nonzero().flatten())
+    seed = config.used_float_seed  # runs that share a float model share its labels
+    labels = with_wrong_labels(given, config.label_noise, config.label_noise_type, data.num_classes, seed, parts)
+    noisy, old = relabelled(data.pool, labels[pool]), data.source
+    dataset = noisy if old.dataset is data.pool else relabelled(old.dataset, labels[pool])
+    return replace(
+        data,
+        pool=noisy,
+        source=TrainSource(dataset, augment=old.augment, workers=old.workers, device=old.device),
+        val=None if data.val is None else relabelled(data.val, labels[val]),
+        train=relabelled(data.train, labels),
+        labels=labels[pool],
+        fingerprint=hashlib.sha256(data.fingerprint.encode() + labels[pool].numpy().tobytes()).hexdigest(),
+        wrong=labels[pool] != given[pool],
+        clean=data if config.oracle_teacher else None,
+    )
+
+
+def _split(labels: Tensor, groups: Tensor | None, fraction: float) -> tuple[Tensor, Tensor]:
+    """(rest, held for validation); samples of one group stay together, because they may overlap."""
+    if groups is None or fraction == 0:
+        return stratified_split(labels, fraction, _SPLIT_SEED)
+    return group_split(labels, groups, fraction, _SPLIT_SEED)
 
 
 def part_of(data: RunData, indices: Tensor, name: str) -> RunData:
@@ -80,7 +124,8 @@ def part_of(data: RunData, indices: Tensor, name: str) -> RunData:
     source = TrainSource(subset(whole.dataset, indices), augment=whole.augment, workers=whole.workers, device=whole.device)
     pool = source.dataset if whole.dataset is data.pool else subset(data.pool, indices)
     mark = hashlib.sha256(f"{data.fingerprint} {name}".encode()).hexdigest()
-    return replace(data, pool=pool, source=source, val=None, labels=data.labels[indices], fingerprint=mark)
+    wrong = None if data.wrong is None else data.wrong[indices]
+    return replace(data, pool=pool, source=source, val=None, labels=data.labels[indices], fingerprint=mark, wrong=wrong, clean=None)
 
 
 def _source(config: TrainConfig, splits: DataSplits, pool: Dataset, indices: Tensor, device: torch.device) -> TrainSource:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -24,14 +24,15 @@ from fastqat.selection.scorer import score_dataset
 from fastqat.selection.seeding import Stream, generator_for
 from fastqat.selection.table import ScoreTable
 from fastqat.train.checkpoint import CheckpointStore, load_state, load_weights
-from fastqat.train.checks import check_backend, check_model, check_processes
+from fastqat.train.checks import check_backend, check_model, check_objective, check_processes
 from fastqat.train.config import TrainConfig
-from fastqat.train.engine import Objective
-from fastqat.train.float_stage import float_model, given_weights, make_optimizer, new_model
+from fastqat.train.float_stage import float_model, given_weights, make_optimizer, new_model, teacher_config
 from fastqat.train.folder import RunFolder
+from fastqat.train.objective import make_objective
 from fastqat.train.outcome import save_label_issues, save_pictures, selection_arrays, summarise, write_page
+from fastqat.train.parallel import digest
 from fastqat.train.policies import make_policy, scoring_forward
-from fastqat.train.pool import prepare_data
+from fastqat.train.pool import RunData, prepare_data
 from fastqat.train.stage import Stage, StagePlan, forward_batch
 from fastqat.train.student import make_student
 
@@ -39,7 +40,11 @@ CALIBRATION_BATCHES, CALIBRATION_BATCH = 8, 128
 BOUND_SAMPLES = 512
 
 
-def train(config: TrainConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
+DataOf: TypeAlias = Callable[[TrainConfig, torch.device], RunData]
+"""How a run gets its data, as `prepare_data` does."""
+
+
+def train(config: TrainConfig, say: Callable[[str], None] = print, *, data_of: DataOf | None = None) -> dict[str, Any]:
     """Run `config` from start, or from where it stopped, to its end; everything it makes is in ``config.run_dir``.
 
     The test set is read once, at the very end, with the weights of the last epoch (``test_accuracy``), with those that were best on
@@ -55,7 +60,8 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> dict[str, 
 
     Args:
         config: the settings.
-        say: told what goes on, line by line, by process 0.
+        say: told what goes on, line by line, by process 0. An error that it raises ends the run there, to be resumed.
+        data_of: gives the data in place of `prepare_data`; a program that does many runs may keep them.
 
     Returns:
         The content of ``summary.json``; accuracies in [0, 1].
@@ -77,14 +83,14 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> dict[str, 
     with started() as here:
         if here.rank:
             config, say = replace(config, progress=False), _nothing
-        return _train(config, say)
+        return _train(config, say, data_of)
 
 
 def _nothing(line: str) -> None:
     """What is said by the processes that are not the first."""
 
 
-def _train(config: TrainConfig, say: Callable[[str], None]) -> dict[str, Any]:
+def _train(config: TrainConfig, say: Callable[[str], None], data_of: DataOf | None) -> dict[str, Any]:
     check_processes(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -96,7 +102,7 @@ def _train(config: TrainConfig, say: Callable[[str], None]) -> dict[str, Any]:
             on_first(lambda: None if folder.has_page else write_page(folder, say))
         return finished
     with all_succeed():
-        run = Run(config, say)
+        run = Run(config, say, data_of)
     on_first(lambda: folder.open(config, resumed))
     return run.execute(folder, resumed)
 
@@ -104,39 +110,53 @@ def _train(config: TrainConfig, say: Callable[[str], None]) -> dict[str, Any]:
 class Run:
     """Data and models of one run, checked before anything is written."""
 
-    def __init__(self, config: TrainConfig, say: Callable[[str], None]):
+    def __init__(self, config: TrainConfig, say: Callable[[str], None], data_of: DataOf | None = None):
         self.config, self.say = config, say
         self.device = pick_device(config.device)
         check_backend(config, self.device)
-        self.data = prepare_data(config, self.device)
-        self.teacher = new_model(config, self.data, self.device)
+        self.data = (data_of or prepare_data)(config, self.device)
+        self.float_net = new_model(config, self.data, self.device)
+        self.teacher_config = teacher_config(config)
+        self.teacher = self.float_net if self.teacher_config is None else new_model(self.teacher_config, self.data, self.device)
         self._check()
         self.plan = plan_of(config, self.device)
 
     def _check(self) -> None:
         """Refuse before anything is written what would fail after the float stage."""
-        config = self.config
-        if config.float_checkpoint is not None:
-            load_weights(self.teacher, given_weights(config.float_checkpoint), config.float_checkpoint)
-        check_model(config, self.data, self.teacher, self.device)
-        make_policy(config, self.data, make_student(config, self.teacher), self.teacher)
+        for config, net in ((self.config, self.float_net), (self.teacher_config, self.teacher)):
+            if config is None:
+                continue
+            if config.float_checkpoint is not None:
+                load_weights(net, given_weights(config.float_checkpoint), config.float_checkpoint)
+            check_model(config, self.data, net, self.device)
+        make_policy(self.config, self.data, make_student(self.config, self.float_net), self.teacher)
+        check_objective(self.config, self.data, self.float_net, self.teacher, self.device)
 
     def execute(self, folder: RunFolder, resumed: bool) -> dict[str, Any]:
         """All stages; returns the summary."""
         pool, test, config = len(self.data.labels), len(self.data.test), self.config  # type: ignore[arg-type]  # no __len__ in Dataset
         place = str(self.device) if world().size == 1 else f"{world().size} processes on {self.device.type}"
         self.say(f"{config.run_dir}: {config.model} on {config.data}, {pool:,} samples to train on, {test:,} to test, {place}")
-        if config.sync_bn and world().size > 1:
-            self.teacher = nn.SyncBatchNorm.convert_sync_batchnorm(self.teacher)
-        float_rows = float_model(config, self.data, self.plan, self.teacher, folder, resumed, self.say)
+        float_rows = self._float_stages(folder, resumed)
         student = self._student()
-        if not resumed and config.epochs:
+        if config.rho and not resumed and config.epochs:
             self._say_bound(student)
         stage = self._stage(student, folder, float_rows)
         state = stage.fit(resumed)
         tests = self._test(stage)
         summary = summarise(config, self.data, student, state, stage.policy, tests)
         return on_first(lambda: self._conclude(folder, summary))
+
+    def _float_stages(self, folder: RunFolder, resumed: bool) -> list[dict[str, Any]]:
+        """Train the float model, and the teacher where it is another, or load them; returns the rows of their metrics."""
+        rows: list[dict[str, Any]] = []
+        for name, config, net in (("float", self.config, self.float_net), ("teacher", self.teacher_config, self.teacher)):
+            if config is None:
+                continue
+            if config.sync_bn and world().size > 1:
+                nn.SyncBatchNorm.convert_sync_batchnorm(net)  # replaces its layers in place
+            rows += float_model(config, self.data.for_float, self.plan, net, folder, resumed, self.say, name=name, before=rows)
+        return rows
 
     def _say_bound(self, student: nn.Module) -> None:
         """Tell ρ, what reweighting by gradient norm could gain at best, from a random part of the pool."""
@@ -153,7 +173,7 @@ class Run:
         """Write the last files; returns the summary."""
         if self.config.report:
             save_pictures(folder, self.data, self.say)
-            if folder.dynamics.is_file():
+            if folder.dynamics.is_file() and self.data.clean is None:  # an oracle's are of other labels
                 save_label_issues(folder, self.data, ScoreTable.load(folder.dynamics), "aum")
         folder.write_summary(summary)
         if self.config.report:
@@ -162,7 +182,7 @@ class Run:
 
     def _student(self) -> nn.Module:
         """The float model quantized and calibrated on the first samples of a seeded permutation of the pool."""
-        student = make_student(self.config, self.teacher)
+        student = make_student(self.config, self.float_net)
         if self.config.qconfig == "none":
             return student
         order = torch.randperm(len(self.data.labels), generator=generator_for(self.config.seed, Stream.CALIBRATION))
@@ -172,7 +192,8 @@ class Run:
 
     def _stage(self, student: nn.Module, folder: RunFolder, float_rows: list[dict[str, Any]]) -> Stage:
         config = self.config
-        groups = param_groups(student, config.lr, config.scale_lr, config.weight_decay)
+        rates = {"scale_lr": config.scale_lr, "activation_scale_lr": config.activation_scale_lr}
+        groups = param_groups(student, config.lr, weight_decay=config.weight_decay, **rates)
         policy = make_policy(config, self.data, student, self.teacher)
         return Stage(
             self.plan,
@@ -181,21 +202,31 @@ class Run:
             policy,
             self.data.source,
             self.data.val,
-            Objective(self.teacher, distil=config.loss == "kd"),
+            make_objective(config, student, self.teacher),
             CheckpointStore(folder.checkpoints, "epoch", self.say),
             data=self.data.fingerprint,
             best=folder.checkpoints / "best.pt",
+            wrong=self.data.wrong,
             on_epoch=lambda state: folder.write_metrics([*float_rows, *state.rows]),
             on_select=lambda epoch: folder.write_selection(epoch, selection_arrays(policy, self.data)),
             say=self.say,
         )
 
     def _test(self, stage: Stage) -> dict[str, float | None]:
-        """The one reading of the test set: float weights, weights of the last epoch, weights that were best on validation."""
+        """The one reading of the test set: float weights, teacher, weights of the last epoch, weights that were best on validation."""
         last = stage.evaluate(self.data.test).accuracy
-        result: dict[str, float | None] = {"float_accuracy": stage.evaluate(self.data.test, self.teacher).accuracy, "test_accuracy": last}
+        result: dict[str, float | None] = {"float_accuracy": self._float_accuracy(stage), "test_accuracy": last}
+        if self.teacher_config is not None:
+            result["teacher_accuracy"] = stage.evaluate(self.data.test, self.teacher).accuracy
         best = self._best(stage)
         return {**result, "best_test_accuracy": last if best is None else stage.evaluate(self.data.test, best).accuracy}
+
+    def _float_accuracy(self, stage: Stage) -> float:
+        """What the float weights reach on the test set; read once for all runs that share them and the data in this process."""
+        key, known = (digest(self.float_net.state_dict().values()), stage.plan.amp, stage.plan.channels_last), self.data.float_accuracy
+        if key not in known:
+            known[key] = stage.evaluate(self.data.test, self.float_net).accuracy
+        return known[key]
 
     def _best(self, stage: Stage) -> nn.Module | None:
         """The model that was best on validation; None where it is that of the last epoch, which stands in for a damaged one."""
@@ -227,6 +258,7 @@ def plan_of(config: TrainConfig, device: torch.device) -> StagePlan:
         val_interval=config.val_interval,
         workers=config.workers,
         progress=config.progress,
+        checkpoint_seconds=config.checkpoint_seconds,
     )
 
 

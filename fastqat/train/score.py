@@ -21,7 +21,7 @@ from fastqat.selection.teacher import TeacherCache
 from fastqat.train.checkpoint import check_same_data, load_state, load_weights
 from fastqat.train.checks import check_backend
 from fastqat.train.config import TrainConfig
-from fastqat.train.float_stage import float_model, float_seed, given_weights, new_model
+from fastqat.train.float_stage import float_model, given_weights, new_model, teacher_config
 from fastqat.train.folder import RunFolder, saved_config
 from fastqat.train.outcome import save_label_issues
 from fastqat.train.policies import scoring_forward
@@ -45,7 +45,7 @@ def score_run(
     device: str = "auto",
     progress: bool = True,
 ) -> ScoreTable:
-    """Score every sample of a data set with the quantized model of the run directory `run`, its float model as the teacher.
+    """Score every sample of a data set with the quantized model of the run directory `run`, with the teacher of the run.
 
     Args:
         run: a run directory.
@@ -70,7 +70,7 @@ def score_run(
     recorded = _recorded(run, names, "" if split == "pool" and data is None else data or split)
     passed = [name for name in names if name not in recorded]
     check_backend(config, place)
-    used = prepare_data(replace(config, data=data or config.data), place)
+    used = prepare_data(_on(config, data), place)
     student, teacher, saved = _models(config, run, checkpoint, used)
     if split == "pool" and data is None:
         check_same_data(saved, used.fingerprint, run)
@@ -124,7 +124,7 @@ def score_folds(
     names = list(scores or ("evs", "loss", "margin"))
     _check_without_teacher(names)
     config, place = _config(run), pick_device(device)
-    config = replace(config, data=data or config.data, float_checkpoint=None, progress=progress)
+    config = replace(_on(config, data), float_checkpoint=None, oracle_teacher=False, progress=progress)
     used = prepare_data(config, place)
 
     def train(indices: Tensor, fold: int) -> nn.Module:
@@ -140,7 +140,7 @@ def score_folds(
         folds,
         scores=names,
         labels=used.labels,
-        seed=float_seed(config),
+        seed=config.used_float_seed,
         batch_size=forward_batch(place),
         num_workers=config.workers,
         progress=progress,
@@ -156,6 +156,11 @@ def _config(run: Path) -> TrainConfig:
     if config is None:
         raise InputError(f"{run} is not a run directory (no config.yaml); give one that fastqat train made, such as runs/NAME")
     return config
+
+
+def _on(config: TrainConfig, data: str | None) -> TrainConfig:
+    """`config` with the data set `data` and its labels as they are, or with its own for None."""
+    return config if data is None else replace(config, data=data, label_noise=0.0, oracle_teacher=False)
 
 
 def _recorded(run: Path, names: list[str], other: str) -> dict[str, Tensor]:
@@ -193,15 +198,20 @@ def _part(used: RunData, split: str) -> Dataset:
 
 
 def _models(config: TrainConfig, run: Path, checkpoint: Path | None, used: RunData) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
-    """The quantized model and the float model of a run, and the checkpoint of the former."""
-    best, float_path = checkpoint or run / "checkpoints" / "best.pt", run / "checkpoints" / "float.pt"
-    if config.float_checkpoint is not None:
-        float_path = config.float_checkpoint
-    teacher = new_model(config, used, torch.device("cpu"))
-    load_weights(teacher, given_weights(float_path), float_path)
-    student = make_student(config, teacher)
+    """The quantized model and the teacher of a run, and the checkpoint of the former."""
+    best, other = checkpoint or run / "checkpoints" / "best.pt", teacher_config(config)
+    float_net = _with_weights(config, used, run / "checkpoints" / "float.pt")
+    teacher = float_net if other is None else _with_weights(other, used, run / "checkpoints" / "teacher.pt")
+    student = make_student(config, float_net)
     saved = load_state(best)
     if "model" not in saved:
         raise CheckpointError(f"{best} is not a checkpoint of fastqat train; give one of {run}/checkpoints")
     load_weights(student, saved["model"], best)
     return student, teacher, saved
+
+
+def _with_weights(config: TrainConfig, used: RunData, path: Path) -> nn.Module:
+    """The float model of `config` with its given weights, else with those in `path`."""
+    model, path = new_model(config, used, torch.device("cpu")), config.float_checkpoint or path
+    load_weights(model, given_weights(path), path)
+    return model

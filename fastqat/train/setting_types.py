@@ -45,6 +45,8 @@ def of_type(hint: Any, value: Any, name: str) -> Any:
     if value is None and type(None) in options:
         return None
     wanted = options[0]
+    if get_origin(wanted) is Literal:
+        return of_type(wanted, value, name)
     if wanted is float and type(value) in (int, str):  # YAML reads 5e-4 as text
         with contextlib.suppress(ValueError):
             value = float(value)

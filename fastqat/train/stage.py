@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +44,7 @@ class StagePlan:
     val_interval: int = 1
     workers: int = 0
     progress: bool = True
+    checkpoint_seconds: float = 0.0
 
 
 @dataclass
@@ -78,7 +81,8 @@ class Stage:
         store: checkpoints of this stage.
         data: fingerprint of the training data, kept in the checkpoints.
         best: file of the best checkpoint, or None.
-        on_epoch: called with the state after each epoch is safe on disk, and once on resume; by process 0 only.
+        wrong: which labels of the data set are wrong by design, bool ``[N]``, or None; the share that an epoch trains on is logged.
+        on_epoch: called with the state after each checkpoint is safe on disk, and once on resume; by process 0 only.
         on_select: called with the epoch after each new selection; by process 0 only.
         say: told one line per epoch.
     """
@@ -96,17 +100,18 @@ class Stage:
         *,
         data: str,
         best: Path | None = None,
+        wrong: Tensor | None = None,
         on_epoch: Callable[[StageState], None],
         on_select: Callable[[int], None] = lambda epoch: None,
         say: Callable[[str], None] = print,
     ):
         self.plan, self.model, self.optimizer, self.policy, self.source, self.val = plan, model, optimizer, policy, source, val
-        self.data = data
+        self.data, self.wrong = data, wrong
         self.objective, self.store, self.best = objective, store, best
         self.on_epoch, self.on_select, self.say = on_epoch, on_select, say
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
         self.state = StageState(seen=torch.zeros(policy.size, dtype=torch.bool))
-        self.writes = world().rank == 0
+        self.writes, self._saved = world().rank == 0, -math.inf
 
     def fit(self, resume: bool) -> StageState:
         """Train to the end, from the latest checkpoint when `resume`.
@@ -151,7 +156,7 @@ class Stage:
         state.epoch, state.steps = epoch, state.steps + result.steps
         state.seconds += result.seconds + self.policy.selection_seconds - before
         state.seen[order] = True
-        state.rows.append(self._row(result, validated, len(order), reselected))
+        state.rows.append(self._row(result, validated, order, reselected))
         self._keep(validated)
         self._log(state.rows[-1])
 
@@ -192,7 +197,7 @@ class Stage:
             assert y is not None
             yield x.to(self.plan.device, non_blocking=True), y.to(self.plan.device, non_blocking=True)
 
-    def _row(self, result: EpochResult, validated: EpochResult | None, selected: int, reselected: bool) -> dict[str, Any]:
+    def _row(self, result: EpochResult, validated: EpochResult | None, order: Tensor, reselected: bool) -> dict[str, Any]:
         epoch, beta = self.state.epoch, self.policy.beta(self.state.epoch)
         return {
             "stage": self.plan.name,
@@ -206,10 +211,19 @@ class Stage:
             "samples_per_second": result.samples / result.seconds,
             "seconds": self.state.seconds,
             "selection_seconds": self.policy.selection_seconds,
-            "selected": selected,
+            "selected": len(order),
+            "noisy_selected": "" if self.wrong is None else float(self.wrong[order].double().mean()),
             "reselected": int(reselected),
             "beta": "" if beta is None else beta,
+            **self._mean_scores(reselected),
+            "clc_ratio": "" if result.correction is None else result.correction / (result.loss - result.correction),
         }
+
+    def _mean_scores(self, reselected: bool) -> dict[str, float | str]:
+        """Means over all samples of the scores that papers blend, where this epoch's selection is by them."""
+        table = self.policy.table if reselected else None
+        names = ("evs", "ds", "res")
+        return {f"mean_{name}": float(table[name].double().mean()) if table is not None and name in table else "" for name in names}
 
     def _log(self, row: dict[str, Any]) -> None:
         parts = [f"{row['stage']:<5} epoch {row['epoch'] + 1:>3}/{self.plan.epochs}  loss {row['train_loss']:.4f}"]
@@ -217,12 +231,13 @@ class Stage:
         if row["val_accuracy"] != "":
             parts.append(f"val {100 * row['val_accuracy']:.2f} %")
         parts.append(f"{row['samples_per_second']:,.0f} samples/s")
+        parts += [f"wrong labels {100 * row['noisy_selected']:.1f} %"] if row["noisy_selected"] != "" else []
         parts += ["re-selected"] if row["reselected"] else []
         left = (self.plan.epochs - 1 - row["epoch"]) * row["seconds"] / (row["epoch"] + 1)
         self.say("  ".join([*parts, f"{left:.0f} s left"]))
 
     def _keep(self, validated: EpochResult | None) -> None:
-        """Best checkpoint (without validation the last is the best), this epoch's checkpoint, then whatever the run writes."""
+        """Best checkpoint (without validation the last is the best); where it is time, this epoch's, then whatever the run writes."""
         state = self.state
         best = self.val is None or (validated is not None and validated.accuracy > state.best_accuracy)
         if best:
@@ -231,8 +246,11 @@ class Stage:
             return
         if best and self.best is not None:
             save_state(self.best, {"epoch": state.epoch, "data": self.data, "model": self.model.state_dict()})
-        self.store.save(state.epoch, self._state_dict())
-        self.on_epoch(state)
+        now, last = time.monotonic(), state.epoch == self.plan.epochs - 1
+        if last or now - self._saved >= self.plan.checkpoint_seconds:
+            self._saved = now
+            self.store.save(state.epoch, self._state_dict())
+            self.on_epoch(state)
 
     def _state_dict(self) -> dict[str, Any]:
         return {
@@ -242,6 +260,7 @@ class Stage:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "policy": self.policy.state_dict(),
+            "objective": self.objective.state_dict(),
         }
 
     def _restore(self) -> bool:
@@ -255,5 +274,7 @@ class Stage:
         load_weights(self.model, saved["model"], source)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.policy.load_state_dict(saved["policy"])
+        if saved.get("objective"):  # older checkpoints have none
+            self.objective.load_state_dict(saved["objective"])
         self.state = StageState(**saved["state"])
         return True

@@ -53,9 +53,15 @@ def print_summary(summary: dict[str, Any]) -> None:
     selecting = summary["selection_seconds"] / summary["seconds"] if summary["seconds"] else 0.0
     rows = [
         ("test accuracy, float model", percent["float_accuracy"]),
+        *([("test accuracy, teacher", percent["teacher_accuracy"])] if "teacher_accuracy" in percent else []),
         ("test accuracy, last epoch", percent["test_accuracy"]),
         (f"test accuracy, best on validation{best}", percent["best_test_accuracy"]),
         ("validation accuracy, best", percent["val_accuracy"]),
+        *(
+            [("wrong labels trained on, last epoch", f"{100 * wrong:.1f} %")]
+            if (wrong := summary.get("noisy_selected")) is not None
+            else []
+        ),
         ("gradient steps", f"{summary['gradient_steps']:,}"),
         ("unique samples trained on", f"{summary['unique_samples']:,}"),
         ("samples scored", f"{summary['scoring_forwards']:,}"),

@@ -43,6 +43,19 @@ def test_clipping_values_decay_like_the_weights() -> None:
     assert sum(len(group["params"]) for group in groups.values()) == len(list(net.parameters()))
 
 
+def test_activation_quantizers_at_their_own_rate() -> None:
+    config = QConfig(QuantSpec(4, "pact"), QuantSpec(4, "lsq_plus", signed="auto", symmetric=False))
+    net = quantize(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), config, skip=())
+    groups = {group["name"]: group for group in param_groups(net, 0.1, 0.02, 1e-4, activation_scale_lr=0.003)}
+    assert {name: (group["lr"], group["weight_decay"], len(group["params"])) for name, group in groups.items()} == {
+        "weights": (0.1, 1e-4, 2),
+        "no_decay": (0.1, 0.0, 2),
+        "clips": (0.02, 1e-4, 2),
+        "activation_scales": (0.003, 0.0, 4),
+    }
+    assert sum(len(group["params"]) for group in groups.values()) == len(list(net.parameters()))
+
+
 def test_shared_parameters_once() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     net[1].weight = net[0].weight
@@ -59,7 +72,9 @@ def test_no_empty_groups_and_default_rate() -> None:
     torch.optim.AdamW(groups)
 
 
-@pytest.mark.parametrize("arguments", [{"lr": -1.0}, {"lr": 1.0, "scale_lr": -1.0}, {"lr": 1.0, "weight_decay": -1.0}])
+@pytest.mark.parametrize(
+    "arguments", [{"lr": -1.0}, {"lr": 1.0, "scale_lr": -1.0}, {"lr": 1.0, "weight_decay": -1.0}, {"lr": 1.0, "activation_scale_lr": -1.0}]
+)
 def test_negative_rates(arguments: dict) -> None:
     with pytest.raises(ValueError, match="accepted: 0 or more"):
         param_groups(nn.Linear(2, 2), **arguments)

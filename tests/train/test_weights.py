@@ -130,7 +130,7 @@ def test_settings_of_selections(tmp_path):
      ("select_options: '{'", "must be a mapping"), ("select_options: {1: 2}", "must be a mapping"),
      ("score: best", "score must be one of acs, "),
      ("score: misses", "score must be one of acs, .*got 'misses'"), ("score_source: memory", "score_source must be one of pass, train"),
-     ("select: k_centre", "select must be one of none, random, rs2, acs, bottomk")],
+     ("select: k_centre", "select must be one of none, random, rs2, acs, quarc, bottomk")],
 )  # fmt: skip
 def test_bad_yaml(tmp_path, text, message):
     path = tmp_path / "c.yaml"

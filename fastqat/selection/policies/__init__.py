@@ -29,6 +29,7 @@ With loss weights, and with scores that are taken from the training itself, it n
 
 from fastqat.selection.policies.base import SelectionPolicy
 from fastqat.selection.policies.drawn import RS2, RandomSubset, WholeSet
+from fastqat.selection.policies.passes import Scorer
 from fastqat.selection.policies.scored import ScoredSubset
 
-__all__ = ["RS2", "RandomSubset", "ScoredSubset", "SelectionPolicy", "WholeSet"]
+__all__ = ["RS2", "RandomSubset", "ScoredSubset", "Scorer", "SelectionPolicy", "WholeSet"]

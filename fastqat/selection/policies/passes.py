@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,45 @@ from fastqat.selection.determinism import check_deterministic
 from fastqat.selection.forwards import device_of, evaluation_mode, logits_of, to_device, unwrapped
 from fastqat.selection.scorer import score_dataset
 from fastqat.selection.scores.registry import get_score
+from fastqat.selection.scoring.features import feature_called
 from fastqat.selection.seeding import Stream, generator_for
 from fastqat.selection.table import ScoreTable
 from fastqat.selection.teacher import TeacherCache
 
 _DEFAULTS: dict[str, Any] = {"batch_size": 256, "device": None, "num_workers": 0, "progress": True, "forward": None}
-_OWN = frozenset({"model", "dataset", "scores", "teacher", "features", "options"})
+_OWN = frozenset({"model", "dataset", "scores", "teacher", "features"})
+
+
+class Scorer(Protocol):
+    """What a policy calls in place of `score_dataset` where a sample is more than one row of logits: a picture with its boxes, a sentence.
+
+    Any function with these arguments will do, and it may name more, which the policy then takes as keyword arguments (``batch_size``,
+    ``num_workers``, ``progress``, ...). It leaves every module in the mode that it was in, and gives the same table in every process of
+    several. The policy then needs ``score_source="pass"`` and no features, for ``balanced`` labels in the table, and for ``bn_reestimate``
+    samples that a `DataLoader` can collate.
+
+    Args:
+        model: the model in training.
+        dataset: the plain view.
+        scores: names of the registry, which says which end of a score is best: ``["evs", "ds"]``.
+        teacher: what the policy was given as such where one of `scores` compares with one, else None.
+
+    Returns:
+        A table with the columns `scores`, in data-set order.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from fastqat.methods import ACS
+        >>> from fastqat.selection import ScoreTable
+        >>> def scorer(model, dataset, scores, *, teacher=None):
+        ...     return ScoreTable({name: torch.arange(float(len(dataset))) for name in scores})
+        >>> acs = ACS(torch.zeros(20, 3), nn.Linear(3, 2), nn.Linear(3, 2), epochs=2, scorer=scorer, balanced=False)
+        >>> acs.begin_epoch(0), acs.selection.indices.tolist()
+        (True, [19, 18])
+    """
+
+    def __call__(self, model: nn.Module, dataset: Dataset, scores: Sequence[str], *, teacher: Any = None) -> ScoreTable: ...
 
 
 class ScoringPasses:
@@ -37,11 +70,11 @@ class ScoringPasses:
         teacher: the full-precision model, its logits, a `TeacherCache`, or None.
         spend: told how many samples a pass sent through a model.
         names: every score that may be asked for.
-        scoring: keyword arguments of `score_dataset`, options of these scores included.
+        scoring: keyword arguments of `score_dataset`, options of these scores included; with ``scorer=``, a `Scorer`, those of that.
 
     Raises:
-        InputError: a keyword argument that neither `score_dataset` nor one of `names` takes, or a batch size or number of workers out of
-            range.
+        InputError: a keyword argument that neither `score_dataset` (or the scorer) nor one of `names` takes, or a batch size or number of
+            workers out of range.
     """
 
     def __init__(
@@ -53,17 +86,21 @@ class ScoringPasses:
         names: Sequence[str],
         scoring: dict[str, Any],
     ):
-        self.student, self.view, self.spend = student, view, spend
-        accepted = set(inspect.signature(score_dataset).parameters) - _OWN
+        self.student, self.view, self.spend, self.given = student, view, spend, teacher
+        self.scorer: Callable[..., ScoreTable] | None = scoring.get("scorer")
+        accepted = _keywords(self.scorer or score_dataset)
         self.scoring = {**_DEFAULTS, **{key: value for key, value in scoring.items() if key in accepted}}
-        self.options = {key: value for key, value in scoring.items() if key not in accepted}
-        unknown = set(self.options) - {key for name in names for key in get_score(name).options}
+        self.options = {key: value for key, value in scoring.items() if key not in {"scorer", *accepted}}
+        unknown = set(self.options) - {key for name in names for key in get_score(name).options if self.scorer is None}
         if unknown:
             takes = ", ".join(sorted(accepted))
             raise InputError(f"neither a scoring pass nor the score takes {', '.join(sorted(unknown))}; a pass takes {takes}")
         check_count("batch_size", self.scoring["batch_size"])
         check_count("num_workers", self.scoring["num_workers"], least=0)
-        self.teacher = teacher if isinstance(teacher, TeacherCache) or teacher is None else TeacherCache(teacher)
+        self.teacher: TeacherCache | None = None
+        if self.scorer is None and teacher is not None:
+            self.teacher = teacher if isinstance(teacher, TeacherCache) else TeacherCache(teacher)
+        self.passed = {key: value for key, value in self.scoring.items() if key in accepted}
         self.taught = False  # the teacher's pass was counted: a resumed run repeats it without counting it again
 
     def score(self, names: Sequence[str], *, features: str | None = None, rest: Tensor | None = None) -> ScoreTable:
@@ -71,7 +108,10 @@ class ScoringPasses:
 
         The first pass that needs a teacher goes over all samples in any case, so that later ones find its logits.
         """
-        teacher = self.teacher if any("teacher" in get_score(name).needs for name in names) else None
+        compares = any("teacher" in get_score(name).needs for name in names)
+        if self.scorer is not None:
+            return self._by_scorer(self.scorer, list(names), compares)
+        teacher = self.teacher if compares else None
         known = teacher is None or teacher.complete or self.taught
         if rest is None or not known:
             table = self._whole(names, teacher, features)
@@ -79,6 +119,31 @@ class ScoringPasses:
         table = self._run(subset(self.view, rest), names, None if teacher is None else self._teacher_of(rest, teacher, names))
         self.spend(len(rest))
         return table
+
+    def _by_scorer(self, scorer: Callable[..., ScoreTable], names: list[str], compares: bool) -> ScoreTable:
+        table = scorer(self.student, self.view, names, teacher=self.given if compares else None, **self.passed)
+        size = sized(self.view)
+        if not isinstance(table, ScoreTable) or table.num_samples != size or not set(names) <= set(table):
+            raise InputError(f"the scorer must return a ScoreTable of {size} samples with the scores {', '.join(names)}; got {table!r}")
+        self.spend(size * (2 if compares else 1))
+        return table
+
+    @property
+    def scorer_name(self) -> str | None:
+        """Name of the scorer of the user's own; None without one."""
+        return None if self.scorer is None else getattr(self.scorer, "__qualname__", type(self.scorer).__name__)
+
+    def check(self, features: str | None, source: str) -> None:
+        """Refuse features that the model does not have, or what a scorer of the user's own does not give.
+
+        Raises:
+            InputError: it says which.
+        """
+        if self.scorer is not None and (features is not None or source == "train"):
+            asked = f"features={features!r}" if features is not None else f"score_source={source!r}"
+            raise InputError(f"{asked} cannot be had with a scorer of your own; leave it out: the scorer scores the whole view in a pass")
+        if features is not None:
+            feature_called(features, self.student)
 
     def _whole(self, names: Sequence[str], teacher: TeacherCache | None, features: str | None) -> ScoreTable:
         before = 0 if teacher is None else teacher.forwards
@@ -124,6 +189,12 @@ class ScoringPasses:
         indices = torch.randperm(size, generator=generator_for(seed, Stream.BATCH_NORM, epoch))[:wanted]
         read = batches_of(self.view, batch_size, indices=indices, num_workers=self.scoring["num_workers"])
         self.spend(reestimate_batch_norm(self.student, (x for x, _ in read), forward=self.scoring["forward"]))
+
+
+def _keywords(scorer: Callable[..., ScoreTable]) -> set[str]:
+    """What `scorer` takes by name beside what a pass gives it."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name for name, parameter in inspect.signature(scorer).parameters.items() if parameter.kind in named} - _OWN
 
 
 def _rows(table: ScoreTable, rest: Tensor) -> ScoreTable:

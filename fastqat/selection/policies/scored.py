@@ -19,7 +19,6 @@ from fastqat.selection.policies.passes import ScoringPasses, plain_view
 from fastqat.selection.policies.trial import try_recording, try_selector
 from fastqat.selection.recorder import DynamicsRecorder
 from fastqat.selection.scores.registry import get_score
-from fastqat.selection.scoring.features import feature_called
 from fastqat.selection.seeding import Stream, generator_for
 from fastqat.selection.selecting import select
 from fastqat.selection.selectors.registry import Selection, get_selector
@@ -68,7 +67,8 @@ class ScoredSubset(SelectionPolicy):
             `finish`; 0 leaves them as training on the subset made them.
         seed: of the random draws and the sampler's order.
         num_replicas, rank: of the sampler.
-        scoring: of the scoring pass, see `score_dataset`: batch_size, device, num_workers, progress, forward, ..., and the score's options.
+        scoring: of the scoring pass, see `score_dataset`: batch_size, device, num_workers, progress, forward, ..., and the score's options;
+            or ``scorer``, which scores in place of `score_dataset` what is no classification, see `Scorer`, and its options.
 
     Raises:
         InputError: an option outside its range or of another type, unknown names, an augmenting data set without `score_view`, a view of
@@ -163,8 +163,7 @@ class ScoredSubset(SelectionPolicy):
         random = self.first_select == "random"
         if random and self.calendar.warmup:
             raise InputError("first_select='random' is for a training without warm-up; leave out one of them")
-        if self.features is not None:
-            feature_called(self.features, self.passes.student)
+        self.passes.check(self.features, self.score_source)
         try_selector(self.method, self.options, self.fraction, self.score, self.features, self.val_view is not None)
         for name in dict.fromkeys(name for epoch in self.calendar.selections()[random:] for name in self._names(epoch)):
             self._check_score(name)
@@ -176,7 +175,7 @@ class ScoredSubset(SelectionPolicy):
 
     def _check_score(self, name: str) -> None:
         score = get_score(name)
-        if "teacher" in score.needs and self.passes.teacher is None:
+        if "teacher" in score.needs and self.passes.given is None:
             raise InputError(f"score {name!r} compares with a teacher; pass teacher= the full-precision model")
         if score.stage == "dynamics":
             if self.score_source != "train" or not self.calendar.warmup:
@@ -281,7 +280,8 @@ class ScoredSubset(SelectionPolicy):
         self.passes.reestimate(self.bn_reestimate, self.seed, self.calendar.epochs or self.sampler.epoch + 1)
 
     def _settings(self) -> dict[str, Any]:
-        return {**super()._settings(), **vars(self.calendar), **{name: getattr(self, name) for name in _SETTINGS}}
+        scorer = {} if self.passes.scorer is None else {"scorer": self.passes.scorer_name}
+        return {**super()._settings(), **vars(self.calendar), **{name: getattr(self, name) for name in _SETTINGS}, **scorer}
 
     def state_dict(self) -> dict[str, Any]:
         """As `SelectionPolicy.state_dict`; the teacher's logits are not in it: the next pass computes the same ones again."""

@@ -64,6 +64,7 @@ def row(run: Run) -> dict[str, Any]:
     for key in ("seconds", "selection_seconds"):
         found[key] = run.fact(key, _last(run, key))
     found["gradient_steps"] = run.fact("gradient_steps", _last(run, "steps"))
+    found["noisy_selected"] = run.fact("noisy_selected", _last(run, "noisy_selected"))
     found["dataset"] = run.fact("dataset", run.fact("data"))
     found["fraction"] = 1.0 if run.fact("select") == "none" else run.fact("fraction")
     return {name: found[name] if name in found else run.fact(name) for name in COLUMNS}
@@ -85,7 +86,8 @@ def _selecting(facts: dict[str, Any]) -> str:
 
 COLUMNS = (
     *("run", "finished", "dataset", "model", "qconfig", "select", "fraction", "loss", "seed"),
-    *("float_accuracy", "val_accuracy", "test_accuracy", "best_epoch", "gradient_steps", "scoring_forwards", "unique_samples"),
+    *("label_noise", "oracle_teacher", "noisy_selected", "float_accuracy", "val_accuracy", "test_accuracy", "best_epoch"),
+    *("gradient_steps", "scoring_forwards", "unique_samples"),
     *("seconds", "selection_seconds", "params", "commit", "torch", "fastqat"),
 )
 # heading → text of a row's facts
@@ -102,6 +104,7 @@ READABLE: dict[str, Callable[[dict[str, Any]], str]] = {
     "validation": lambda facts: percent(facts["val_accuracy"]),
     "test": lambda facts: percent(facts["test_accuracy"]),
     "change": _change,
+    "wrong labels": lambda facts: percent(facts["noisy_selected"], 1),
     "steps": lambda facts: count(facts["gradient_steps"]),
     "unique samples": lambda facts: count(facts["unique_samples"]),
     "time": lambda facts: duration(facts["seconds"]),
@@ -162,6 +165,7 @@ def headline(run: Run) -> list[page.Card]:
         _validation_card(run, facts),
         page.Card("Float accuracy", percent(facts["float_accuracy"]), "before quantization") if test is None else page.Card("", "–"),
         _data_card(run),
+        _noise_card(facts),
         page.Card("Gradient steps", count(facts["gradient_steps"]), "of the quantized model"),
         page.Card("Time", duration(facts["seconds"]), f"training of the quantized model{spent}"),
         page.Card("Parameters", count(facts["params"]), f"quantized to {str(facts['qconfig']).upper()}" if facts["qconfig"] else ""),
@@ -184,6 +188,12 @@ def _data_card(run: Run) -> page.Card:
     pool, chosen = len(run.selections[-1].labels), len(run.selections[-1].indices)
     hint = f"{count(chosen)} of {count(pool)} samples per epoch" + (f"; {count(unique)} different ones in all" if _known(unique) else "")
     return page.Card("Data in use", percent(chosen / max(pool, 1), 1), hint)
+
+
+def _noise_card(facts: dict[str, Any]) -> page.Card:
+    made = f"; {100 * facts['label_noise']:.3g} % of each class were made wrong" if _known(facts["label_noise"]) else ""
+    made += "; the float model learned from the right labels (oracle)" if facts["oracle_teacher"] else ""
+    return page.Card("Wrong labels", percent(facts["noisy_selected"], 1), f"of the samples trained on in the last epoch{made}")
 
 
 def why_no_selection(run: Run) -> str:

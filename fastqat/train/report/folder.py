@@ -18,7 +18,7 @@ import yaml
 from fastqat._errors import InputError
 from fastqat._files import DAMAGED_ARCHIVE
 
-STAGES = ("float", "qat")
+STAGES = ("float", "teacher", "qat")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Run:
         return default if value is None else value
 
     def stage(self, stage: str) -> list[dict[str, Any]]:
-        """The metric rows of one stage, ``"float"`` or ``"qat"``, by epoch."""
+        """The metric rows of one stage, ``"float"``, ``"teacher"`` or ``"qat"``, by epoch."""
         return [row for row in self.rows if row["stage"] == stage]
 
 

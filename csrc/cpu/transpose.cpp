@@ -1,5 +1,4 @@
-// Transposes of kLanes x kLanes floats.
-#include "grad_norm_pack.h"
+#include "transpose.h"
 
 #if FASTQAT_X86_LEVELS
 #include <immintrin.h>
