@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,21 @@ from .case import Case, Contender, Goal, Results, Size, Work, needs_compiler
 Device = Literal["cpu", "cuda"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
-SHAPES: dict[str, tuple[int, ...]] = {"cpu": (32, 256, 28, 28), "cuda": (256, 256, 56, 56)}
+DISTRIBUTIONS = ("channel", "spatial", "flat")
+# The first block and the last of a small residual net, in cache; a block of a large one, beyond it.
+SHAPES = {"16x32²": (128, 16, 32, 32), "64x8²": (128, 64, 8, 8), "256x56²": (32, 256, 56, 56)}
+GPU_SHAPE = (256, 256, 56, 56)
 QUICK = 4  # times fewer samples
+
+
+class Variant(NamedTuple):
+    """What is measured, and the name that tells it from others."""
+
+    name: str
+    shape: tuple[int, ...]
+    distribution: str
+    layout: str = "contiguous"
+    dtype: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -30,17 +43,17 @@ class Maps:
     grad_row: Tensor
 
 
-def maps_of(distribution: str, layout: str, dtype: str, device: Device) -> Callable[[Size], Maps]:
+def maps_of(variant: Variant, device: Device) -> Callable[[Size], Maps]:
     """Normal values, a teacher at some distance from the student; 2 samples of 9 × 9 at the size ``"small"``."""
 
     def setup(size: Size) -> Maps:
         torch.manual_seed(0)
-        samples, *rest = SHAPES[device]
+        samples, *rest = variant.shape
         shape = {"full": (samples, *rest), "quick": (samples // QUICK, *rest), "small": (2, 24, 9, 9)}[size]
-        where: dict[str, Any] = {"device": device if torch.cuda.is_available() else "cpu", "dtype": DTYPES[dtype]}
-        student = torch.randn(shape, **where).contiguous(memory_format=LAYOUTS[layout])
+        where: dict[str, Any] = {"device": device if torch.cuda.is_available() else "cpu", "dtype": DTYPES[variant.dtype]}
+        student = torch.randn(shape, **where).contiguous(memory_format=LAYOUTS[variant.layout])
         teacher = torch.randn_like(student).add_(student)
-        rows = shape[: 2 if distribution == "spatial" else 1]
+        rows = shape[: 2 if variant.distribution == "spatial" else 1]
         return Maps(student.requires_grad_(), teacher, torch.full(rows, 1 / student.numel(), device=where["device"]))
 
     return setup
@@ -72,9 +85,15 @@ def _contenders(distribution: str) -> tuple[Contender, Contender, Contender]:
     )
 
 
-def _copy(inputs: Maps) -> Work:
-    into = torch.empty_like(inputs.teacher)
-    return Work(lambda: {"copy": into.copy_(inputs.teacher)}, moved=2 * inputs.teacher.nbytes)
+def _copy(distribution: str) -> Contender:
+    """A copy into a new tensor, as the gradient is; of ``"channel"``, which writes none of that size, into one that is there."""
+
+    def make(inputs: Maps) -> Work:
+        into = torch.empty_like(inputs.teacher)
+        copy = (lambda: into.copy_(inputs.teacher)) if distribution == "channel" else inputs.teacher.clone
+        return Work(lambda: {"copy": copy()}, moved=2 * inputs.teacher.nbytes)
+
+    return Contender("copy_" if distribution == "channel" else "x.clone()", make, agrees=())
 
 
 def _moved(distribution: str) -> Callable[[Maps], int]:
@@ -83,28 +102,46 @@ def _moved(distribution: str) -> Callable[[Maps], int]:
     return lambda inputs: passes * inputs.teacher.nbytes
 
 
-def _case(device: Device, distribution: str, layout: str, dtype: str) -> Case:
-    fastqat, eager, compiled = _contenders(distribution)
+def _case(device: Device, variant: Variant, goals: Callable[[str], tuple[Goal, ...]]) -> Case:
+    fastqat, eager, compiled = _contenders(variant.distribution)
+    copy = _copy(variant.distribution)
     return Case(
-        f"{'gpu/' if device == 'cuda' else ''}feature_kl/{distribution}-{layout}-{dtype}",
-        f"KL of feature maps {list(SHAPES[device])}, {distribution}, {layout}, {dtype}, with its gradient (quick: a quarter)",
-        maps_of(distribution, layout, dtype, device),
+        f"{'gpu/' if device == 'cuda' else ''}feature_kl/{variant.name}",
+        f"KL of feature maps {list(variant.shape)}, {variant.distribution}, {variant.layout}, {variant.dtype}, with its gradient "
+        "(quick: a quarter)",
+        maps_of(variant, device),
         fastqat,
-        (Contender("copy_", _copy, agrees=()), eager, compiled),
-        moved=_moved(distribution),
-        goals=(Goal("copy_", 0.4 if device == "cpu" else 0.8, "share"), Goal("eager formulas", 1 / 3), Goal("compiled formulas", 1)),
-        seconds=6 if device == "cpu" else 1,
+        (copy, eager, compiled),
+        moved=_moved(variant.distribution),
+        goals=(*goals(copy.name), Goal("eager formulas", 1 / 3 if device == "cuda" else 1), Goal("compiled formulas", 1)),
+        seconds=1,
         device=device,
         clock=None if device == "cpu" else "cold",
-        tolerance=1e-4 if dtype == "fp32" else 1e-2,  # both round their gradients to bf16
+        tolerance=1e-4 if variant.dtype == "fp32" else 1e-2,  # both round their gradients to bf16
     )
 
 
-MEASURED = (
+def _cpu_case(variant: Variant) -> Case:
+    # In cache, where a copy is several times as fast, exponentials take the time.
+    share = 0.4 if variant.shape == SHAPES["256x56²"] else 0.1
+    return _case("cpu", variant, lambda copy: (Goal(copy, share, "share"),))
+
+
+GPU_MEASURED = (
     *(("channel", layout, "fp32") for layout in LAYOUTS),
     *(("spatial", layout, dtype) for layout in LAYOUTS for dtype in DTYPES),
     ("flat", "contiguous", "fp32"),
     ("flat", "channels-last", "bf16"),
 )
-CASES = tuple(_case("cpu", *key) for key in MEASURED)
-GPU_CASES = tuple(_case("cuda", *key) for key in MEASURED)
+CASES = tuple(
+    _cpu_case(variant)
+    for variant in (
+        *(Variant(f"{name}-{distribution}", shape, distribution) for name, shape in SHAPES.items() for distribution in DISTRIBUTIONS),
+        Variant("256x56²-spatial-channels-last", SHAPES["256x56²"], "spatial", "channels-last"),
+        Variant("256x56²-spatial-channels-last-bf16", SHAPES["256x56²"], "spatial", "channels-last", "bf16"),
+        Variant("64x8²-spatial-bf16", SHAPES["64x8²"], "spatial", dtype="bf16"),
+    )
+)
+GPU_CASES = tuple(
+    _case("cuda", Variant("-".join(key), GPU_SHAPE, *key), lambda copy: (Goal(copy, 0.8, "share"),)) for key in GPU_MEASURED
+)

@@ -139,19 +139,25 @@ FASTQAT_INLINE void compare_tiles(const Job& job, int64_t begin, int64_t end) {
 
 FASTQAT_WIDE_LEVELS(compare_tiles)
 
-Kind kind_of(const Tensor& student, bool channels_inner) {
-  if (channels_inner) return Kind::columns;
-  return student.size(1) > 1 && student.size(2) <= kShort ? Kind::transposed : Kind::part;
+// Channels that lie alike in all samples are those of one.
+void merge_samples(Job& job) {
+  const bool single = job.channels == 1;
+  const auto alike = [&](const FeatureMap& map) { return single || map.sample == job.channels * map.channel; };
+  if (job.kind == Kind::columns || !alike(job.student) || !alike(job.teacher)) return;
+  if (single) job.student.channel = job.student.sample, job.teacher.channel = job.teacher.sample;
+  job.channels *= job.samples;
+  job.samples = 1;
 }
 
 Job make_job(const Tensor& student, const Tensor& teacher, Tensor& row, Tensor& statistics, bool channels_inner) {
   Job job{};
   job.student = as_map(student);
   job.teacher = as_map(teacher);
-  job.kind = kind_of(student, channels_inner);
   job.samples = student.size(0);
   job.channels = student.size(1);
   job.positions = student.size(2);
+  job.kind = channels_inner ? Kind::columns : job.positions <= kShort ? Kind::transposed : Kind::part;
+  merge_samples(job);
   job.group_channels = job.kind == Kind::part ? 1 : kLanes;
   job.groups = ceil_div(job.channels, job.group_channels);
   job.part_positions = job.kind == Kind::part ? kTile : kTileSteps;
@@ -166,6 +172,7 @@ Job make_job(const Tensor& student, const Tensor& teacher, Tensor& row, Tensor& 
 void feature_kl_cpu(Tensor student, Tensor teacher, Tensor row, Tensor statistics, bool channels_inner) {
   Job job = make_job(student, teacher, row, statistics, channels_inner);
   const int64_t rows = job.samples * job.channels;
+  if (rows == 0) return;
   std::vector<Part> parts(static_cast<size_t>(job.parts == 1 ? 0 : rows * job.parts));
   job.part = parts.data();
   const auto loops = FASTQAT_AT_LEVEL(compare_tiles);

@@ -94,7 +94,9 @@ def test_parts_of_a_row_that_differ_by_a_little(layout: str) -> None:
             assert_within_contract(found(x, t, distribution)[0], exact(x, t, distribution)[0])
 
 
-@pytest.mark.parametrize("dtypes", [(torch.float16, torch.float32), (torch.bfloat16, torch.float16), (torch.float32, torch.bfloat16)], ids=str)
+@pytest.mark.parametrize(
+    "dtypes", [(torch.float16, torch.float32), (torch.bfloat16, torch.float16), (torch.float32, torch.bfloat16)], ids=str
+)
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 @every_distribution
 def test_storage_types(distribution: str, layout: str, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
