@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "affine_loops.h"
-#include "vec_math.h"
 
 namespace fastqat {
 
@@ -45,6 +44,17 @@ struct Sample {
   RowBlock x_rows(int64_t row, int64_t rows) const { return {x + row * job.x_step * job.item_bytes, job.x_step, rows}; }
   RowBlock grad_rows(int64_t row, int64_t rows) const { return {grad_y + row * job.grad_step * job.item_bytes, job.grad_step, rows}; }
 };
+
+// The sum of term(i), four at a time so that additions overlap.
+template <class Term>
+double sum_of(int64_t count, const Term& term) {
+  double sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4)
+    for (int l = 0; l < 4; ++l) sums[l] += term(i + l);
+  for (; i < count; ++i) sums[0] += term(i);
+  return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+}
 
 inline double square(double x) { return x * x; }
 

@@ -14,16 +14,16 @@
 namespace fastqat {
 namespace {
 
-constexpr int64_t kMostColumns = 256;  // channels of one task, where they are neighbours
-constexpr int64_t kRun = 64;           // positions that are summed before others' turn
+constexpr int64_t kMostChannels = 256;  // of one task
+constexpr int64_t kRun = 64;            // positions that are summed before others' turn
 
 struct Job {
   FeatureMap student, teacher;
   int64_t samples, channels, positions;
   bool columns;
-  int64_t task_channels, tasks;   // per sample
-  double *means, *teacher_means;  // [N, C]
-  float *row, *slope;             // [N], [N, C]
+  int64_t task_channels, tasks;  // per sample
+  double *sums, *teacher_sums;   // [N, C], over positions
+  float *row, *slope;            // [N], [N, C]
 };
 
 // kLanes fp64 sums, from vectors of W floats.
@@ -92,68 +92,85 @@ FASTQAT_INLINE void sum_columns(const T* x, int64_t step, int64_t positions, int
 }
 
 template <int W>
-FASTQAT_INLINE void add_channels(const Job& job, const FeatureMap& map, int64_t n, int64_t c, int64_t count, float* scratch,
-                                 double* means) {
+FASTQAT_INLINE void add_channels(const Job& job, const FeatureMap& map, int64_t n, int64_t c, int64_t count, float* scratch, double* sums) {
   with_type(map.type, [&](auto type) FASTQAT_INLINE_LAMBDA {
     const auto* const x = map.at<decltype(type)>(n, c, 0);
-    if (job.columns)
-      sum_columns<W>(x, map.position, job.positions, count, scratch, means);
-    else
-      means[0] = sum_row<W>(x, job.positions, scratch);
+    if (job.columns) return sum_columns<W>(x, map.position, job.positions, count, scratch, sums);
+    for (int64_t i = 0; i < count; ++i) sums[i] = sum_row<W>(x + i * map.channel, job.positions, scratch);
   });
-  for (int64_t i = 0; i < count; ++i) means[i] /= static_cast<double>(job.positions);
 }
 
 template <int W>
-FASTQAT_INLINE void take_means(const Job& job, int64_t begin, int64_t end) {
+FASTQAT_INLINE void take_sums(const Job& job, int64_t begin, int64_t end) {
   const Buffer scratch(kBlock);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t n = task / job.tasks, c = task % job.tasks * job.task_channels, count = std::min(job.task_channels, job.channels - c);
-    add_channels<W>(job, job.student, n, c, count, scratch.data(), job.means + n * job.channels + c);
-    add_channels<W>(job, job.teacher, n, c, count, scratch.data(), job.teacher_means + n * job.channels + c);
+    add_channels<W>(job, job.student, n, c, count, scratch.data(), job.sums + n * job.channels + c);
+    add_channels<W>(job, job.teacher, n, c, count, scratch.data(), job.teacher_sums + n * job.channels + c);
   }
 }
 
-// What stands in `values` becomes exp(value - top); returns the top.
-FASTQAT_INLINE double exponents(const double* __restrict values, int64_t count, double* __restrict exps) {
-  double top = values[0];
-  for (int64_t i = 1; i < count; ++i) top = values[i] > top ? values[i] : top;
-  FASTQAT_INDEPENDENT
-  for (int64_t i = 0; i < count; ++i) exps[i] = exp_nonpositive(values[i] - top);
-  return top;
+FASTQAT_WIDE_LEVELS(take_sums)
+
+// Of the means of one map, as arrays of `padded` channels: those beyond the last are -inf and have no probability.
+struct Means {
+  double *below_top, *probabilities;
+};
+
+FASTQAT_INLINE double sum_lanes(const double* values, int64_t padded) {
+  double lanes[kLanes] = {};
+  for (int64_t i = 0; i < padded; i += kLanes)
+    for (int l = 0; l < kLanes; ++l) lanes[l] += values[i + l];
+  return fold(lanes);
 }
 
-// space: three times [channels].
-FASTQAT_INLINE void compare_means(const Job& job, int64_t n, double* space) {
-  const int64_t count = job.channels;
-  const double* __restrict x = job.means + n * count;
-  const double* __restrict t = job.teacher_means + n * count;
-  double* __restrict e = space, * __restrict teacher_e = space + count, * __restrict terms = space + 2 * count;
-  const double top = exponents(x, count, e), teacher_top = exponents(t, count, teacher_e);
-  const double total = sum_of(count, [&](int64_t c) { return e[c]; }),
-               teacher_total = sum_of(count, [&](int64_t c) { return teacher_e[c]; });
+// Returns the sum of exp(mean - top), by which the probabilities are still to be divided.
+FASTQAT_INLINE double take_means(const Job& job, const double* __restrict sums, int64_t padded, const Means& means) {
+  double* __restrict below = means.below_top;
+  double* __restrict exps = means.probabilities;
+  const double count = static_cast<double>(job.positions);
+  double top = -kInfinity;
+  for (int64_t c = 0; c < padded; ++c) below[c] = c < job.channels ? sums[c] / count : -kInfinity;
+  for (int64_t c = 0; c < job.channels; ++c) top = below[c] > top ? below[c] : top;
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    FASTQAT_INDEPENDENT
+    for (int l = 0; l < kLanes; ++l) {
+      below[i + l] -= top;
+      exps[i + l] = exp_nonpositive(below[i + l]);
+    }
+  }
+  return sum_lanes(exps, padded);
+}
+
+// space: five times as many as there are channels, in whole lanes.
+FASTQAT_INLINE void compare_means(const Job& job, int64_t n, int64_t padded, double* space) {
+  const Means student{space, space + padded}, teacher{space + 2 * padded, space + 3 * padded};
+  const double total = take_means(job, job.sums + n * job.channels, padded, student);
+  const double teacher_total = take_means(job, job.teacher_sums + n * job.channels, padded, teacher);
   const double shift = std::log(total / teacher_total);
-  FASTQAT_INDEPENDENT
-  for (int64_t c = 0; c < count; ++c) {
-    const double p = e[c] / total, q = teacher_e[c] / teacher_total, u = (x[c] - top) - (t[c] - teacher_top) - shift;
-    e[c] = p;
-    teacher_e[c] = u;
-    terms[c] = p == 0 ? q : p * u - p + q;
+  double* __restrict terms = space + 4 * padded;
+  for (int64_t c = 0; c < padded; ++c) {
+    const double p = student.probabilities[c] / total, t = teacher.probabilities[c] / teacher_total;
+    const double u = (student.below_top[c] - teacher.below_top[c]) - shift;
+    student.probabilities[c] = p;
+    student.below_top[c] = u;
+    terms[c] = p == 0 ? t : p * u - p + t;
   }
-  const double row = sum_of(count, [&](int64_t c) { return terms[c]; });
-  job.row[n] = static_cast<float>(row < 0 ? 0 : row);
-  for (int64_t c = 0; c < count; ++c)
-    job.slope[n * count + c] = e[c] == 0 ? 0 : static_cast<float>(e[c] * (teacher_e[c] - row) / static_cast<double>(job.positions));
+  const double sum = sum_lanes(terms, padded), row = sum < 0 ? 0 : sum, count = static_cast<double>(job.positions);
+  job.row[n] = static_cast<float>(row);
+  for (int64_t c = 0; c < job.channels; ++c) {
+    const double p = student.probabilities[c];
+    job.slope[n * job.channels + c] = p == 0 ? 0.0f : static_cast<float>(p * (student.below_top[c] - row) / count);
+  }
 }
 
 FASTQAT_INLINE void compare_samples(const Job& job, int64_t begin, int64_t end) {
-  std::vector<double> space(static_cast<size_t>(3 * job.channels));
-  for (int64_t n = begin; n < end; ++n) compare_means(job, n, space.data());
+  const int64_t padded = ceil_div(job.channels, kLanes) * kLanes;
+  std::vector<double> space(static_cast<size_t>(5 * padded));
+  for (int64_t n = begin; n < end; ++n) compare_means(job, n, padded, space.data());
 }
 
 FASTQAT_LEVELS(compare_samples)
-
-FASTQAT_WIDE_LEVELS(take_means)
 
 // student, teacher [N, C, L]; row [N], slope [N, C].
 void feature_kl_channel_cpu(Tensor student, Tensor teacher, Tensor row, Tensor slope, bool channels_inner) {
@@ -164,14 +181,14 @@ void feature_kl_channel_cpu(Tensor student, Tensor teacher, Tensor row, Tensor s
   job.channels = student.size(1);
   job.positions = student.size(2);
   job.columns = channels_inner;
-  job.task_channels = channels_inner ? std::min(job.channels, kMostColumns) : 1;
+  job.task_channels = std::min(job.channels, kMostChannels);
   job.tasks = ceil_div(job.channels, job.task_channels);
-  std::vector<double> means(static_cast<size_t>(2 * job.samples * job.channels));
-  job.means = means.data();
-  job.teacher_means = job.means + job.samples * job.channels;
+  std::vector<double> sums(static_cast<size_t>(2 * job.samples * job.channels));
+  job.sums = sums.data();
+  job.teacher_sums = job.sums + job.samples * job.channels;
   job.row = data<float>(row);
   job.slope = data<float>(slope);
-  const auto take = FASTQAT_AT_LEVEL(take_means), compare = FASTQAT_AT_LEVEL(compare_samples);
+  const auto take = FASTQAT_AT_LEVEL(take_sums), compare = FASTQAT_AT_LEVEL(compare_samples);
   const int64_t grain = ceil_div(kChunk, job.task_channels * job.positions);
   torch::stable::parallel_for(0, job.samples * job.tasks, grain, [&](int64_t begin, int64_t end) { take(job, begin, end); });
   const int64_t samples = ceil_div(kChunk / 8, job.channels);

@@ -15,13 +15,6 @@
 
 namespace fastqat {
 
-// Not inlined: seen together with the loops above it, the lanes would be kept as single doubles.
-__attribute__((noinline)) inline double fold(double* lanes) {
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-  return lanes[0];
-}
-
 template <int kSums>
 struct LaneSums {
   double lanes[kSums][kLanes] = {};

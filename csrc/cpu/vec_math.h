@@ -75,15 +75,11 @@ FASTQAT_INLINE double exp_nonpositive(double x) {
   return keep_if(!(x < -700.0), series * power);
 }
 
-// The sum of term(i), four at a time so that additions overlap.
-template <class Term>
-double sum_of(int64_t count, const Term& term) {
-  double sums[4] = {};
-  int64_t i = 0;
-  for (; i + 4 <= count; i += 4)
-    for (int l = 0; l < 4; ++l) sums[l] += term(i + l);
-  for (; i < count; ++i) sums[0] += term(i);
-  return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+// Not inlined: seen together with the loops above it, the lanes would be kept as single doubles.
+__attribute__((noinline)) inline double fold(double* lanes) {
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  return lanes[0];
 }
 
 }  // namespace fastqat

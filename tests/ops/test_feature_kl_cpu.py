@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -116,7 +117,7 @@ def test_same_bits_for_threads_and_instruction_sets(shape: tuple[int, ...], layo
     for dtype in (torch.float32, torch.float16):
         x, t = (LAYOUTS[layout](each).to(dtype) for each in (student, teacher))
         for distribution in DISTRIBUTIONS:
-            first, *others = at_every_level(lambda x=x, t=t, name=distribution: found(x, t, name))
+            first, *others = at_every_level(partial(found, x, t, distribution))
             for other in others:
                 for got, want in zip(other, first, strict=True):
                     assert_same_bits(got, want)
