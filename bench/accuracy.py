@@ -20,7 +20,8 @@ from pathlib import Path
 
 from fastqat._files import write_atomic
 
-RESULTS = Path(__file__).parent / "results" / "accuracy.csv"
+from .rows import RESULTS
+
 COLUMNS = ("dataset", "model", "qconfig", "select", "fraction", "loss", "seed", "epochs", "float_accuracy", "test_accuracy")
 COSTS = (
     "val_accuracy",
@@ -85,7 +86,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "accuracy.csv")
     args = parser.parse_args()
     todo = cells(args.data, args.model, args.seeds)
     # One cell per float model first: the others find the model in the cache.

@@ -10,11 +10,12 @@ A marker is a comment with a mapping; what follows it, up to the closing comment
     <!-- /table -->
 
 `kind`: ``cells`` (default; a line per cell), ``matrix`` (a column per value of `across`, by default fraction), ``seconds`` (to an
-accuracy), ``studies`` (what has been run; without `study`). `compare`: a setting and the value of it that the others are compared with,
-all else equal; default: ways of choosing data with rs2. `free`: settings that may differ beside those that belong to the one
-compared. `where`: settings, or ``cell``, with the values wanted; Holm's correction is over the comparisons that are left. `measure`:
-default test_accuracy. `cost`: false leaves out what the runs cost. ``<!-- figures: {study: why, only: [dots, fraction]} -->`` shows the
-figures of a study with their captions. A study without rows is said so.
+accuracy), ``drift`` (of selections and scores), ``studies`` (what has been run; without `study`). `compare`: a setting and the value of it
+that the others are compared with, all else equal; default: ways of choosing data with rs2. `free`: settings that may differ beside those
+that belong to the one compared. `where`: settings, or ``cell``, with the values wanted; Holm's correction is over the comparisons that are
+left. `measure`: default test_accuracy. `cost`: false leaves out what the runs cost. ``<!-- figures: {study: why, only: [dots, fraction]}
+-->`` shows the figures of a study with their captions. A study that is planned in bench/studies and has no rows is said so; anything else
+that is not known, a setting, a value or a study, is an error.
 """
 
 from __future__ import annotations
@@ -25,60 +26,45 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from fastqat._errors import InputError
 from fastqat._files import write_atomic
 from fastqat.train.report.drawing import style
 
+from .markers import read_marker
+from .rows import RESULTS
+from .run_tables import drift_table
 from .study_figures import Evidence, draw_all
-from .study_rows import Comparison, usual
+from .study_groups import Comparison, usual
+from .study_plans import plans_in
+from .study_rows import MEASURE
 from .study_tables import cells_table, coverage_table, matrix_table, seconds_table
 
 BENCH = Path(__file__).resolve().parent
-RESULTS, PAGE, PLANS = BENCH / "results", BENCH / "evidence.md", BENCH / "studies"
+PAGE, PLANS = BENCH / "evidence.md", BENCH / "studies"
 FIGURES = RESULTS / "figures"
 MARKER = re.compile(r"(?P<head><!-- (?P<what>table|figures): (?P<spec>\{.*?\}) -->\n).*?(?P<end><!-- /(?P=what) -->)", re.DOTALL)
-KEYS = {
-    "table": frozenset({"study", "kind", "compare", "free", "where", "measure", "across", "cost"}),
-    "figures": frozenset({"study", "only"}),
-}
-KINDS = ("cells", "matrix", "seconds", "studies")
 
 
 def filled(text: str, evidence: Evidence, plans: Path = PLANS) -> str:
     """`text` with everything between its markers written anew from the rows.
 
     Raises:
-        InputError: a marker with an unknown key, kind, setting or value; says which.
+        InputError: a marker with an unknown key, kind, study, setting, value, column or figure; says which and where.
     """
 
     def part(found: re.Match[str]) -> str:
-        what, spec = found["what"], _spec(found["what"], found["spec"])
+        what, spec = found["what"], read_marker(found["what"], found["spec"], evidence, plans)
         body = _table(spec, evidence, plans) if what == "table" else _figures(spec, evidence)
         return f"{found['head']}{body}\n{found['end']}"
 
     return MARKER.sub(part, text)
 
 
-def _spec(what: str, text: str) -> dict[str, Any]:
-    """The mapping of a marker, its keys checked."""
-    try:
-        spec = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"marker {what}: {text} is no YAML mapping: {' '.join(str(error).split())}") from error
-    if unknown := sorted(set(spec) - KEYS[what]):
-        raise InputError(f"marker {what}: unknown key {', '.join(unknown)} in {text}; accepted: {', '.join(sorted(KEYS[what]))}")
-    if spec.get("kind", "cells") not in KINDS:
-        raise InputError(f"marker {what}: unknown kind {spec['kind']!r} in {text}; choose one of {', '.join(KINDS)}")
-    if "study" not in spec and spec.get("kind") != "studies":
-        raise InputError(f"marker {what}: {text} names no study; add study: NAME, of bench/results/study_NAME.csv")
-    return spec
-
-
 def _table(spec: Mapping[str, Any], evidence: Evidence, plans: Path) -> str:
-    if spec.get("kind") == "studies":
-        return coverage_table(evidence.studies, plans)
+    if spec["kind"] == "studies":
+        return coverage_table(evidence.studies, plans_in(plans))
+    if spec["kind"] == "drift":
+        rows = [row for row in evidence.drift if row["study"] == spec["study"]]
+        return drift_table(rows) if rows else f"Study `{spec['study']}` has no rows yet of how selections drift."
     study = evidence.studies.get(spec["study"])
     if study is None:
         return f"Study `{spec['study']}` has no rows yet."
@@ -86,10 +72,10 @@ def _table(spec: Mapping[str, Any], evidence: Evidence, plans: Path) -> str:
     if not study.cells:
         return f"Study `{study.name}` has no rows yet of the cells that this table is about ({_words(spec['where'])})."
     how = Comparison.of(spec["compare"], spec.get("free", ())) if "compare" in spec else usual(study) or Comparison()
-    measure = spec.get("measure", "test_accuracy")
-    if spec.get("kind") == "matrix":
+    measure = spec.get("measure", MEASURE)
+    if spec["kind"] == "matrix":
         return matrix_table(study, how, spec.get("across", "fraction"), measure)
-    return seconds_table(study, how) if spec.get("kind") == "seconds" else cells_table(study, how, measure, spec.get("cost", True))
+    return seconds_table(study, how) if spec["kind"] == "seconds" else cells_table(study, how, measure, spec.get("cost", True))
 
 
 def _words(wanted: Mapping[str, Any]) -> str:

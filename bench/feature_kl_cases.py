@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from fastqat.ops.feature_kl.api import feature_kl
-from fastqat.ops.feature_kl.reference import eager_feature_kl
+from fastqat.ops.feature_kl.reference import DISTRIBUTIONS, eager_feature_kl
 
-from .case import Case, Contender, Goal, Results, Size, Work, needs_compiler
+from .case import LAYOUTS, Case, Contender, Goal, Results, Size, Work, needs_compiler
 
 Device = Literal["cpu", "cuda"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
-DISTRIBUTIONS = ("channel", "spatial", "flat")
 # The first block and the last of a small residual net, in cache; a block of a large one, beyond it.
 SHAPES = {"128x16x32x32": (128, 16, 32, 32), "128x64x8x8": (128, 64, 8, 8), "32x256x56x56": (32, 256, 56, 56)}
 GPU_SHAPE = (256, 256, 56, 56)

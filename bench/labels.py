@@ -30,8 +30,8 @@ from fastqat.selection import DynamicsRecorder, ScoreTable, find_label_issues, l
 
 from .case import needs_package
 from .machine import this_machine
+from .rows import RESULTS
 
-RESULTS = Path(__file__).parent / "results" / "labels.csv"
 SETTINGS = {"digits": {"samples": 1438, "epochs": 12}, "fashion-mnist": {"samples": 4000, "epochs": 12}}
 NOISE = (0.0, 0.1, 0.2)
 CLASSES, FOLDS, BATCH = 10, 5, 64
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--noise", nargs="+", type=float, default=list(NOISE))
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "labels.csv")
     args = parser.parse_args()
     machine = this_machine()
     facts = {key: getattr(machine, key) for key in ("time", "commit", "torch", "cpu", "threads")}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from fastqat._errors import CheckpointError
 from fastqat.data import subset
+from fastqat.quantizers.base import Quantizer
 from fastqat.selection.datasets import batches_of
 from fastqat.train.checkpoint import load_state, load_weights
 from fastqat.train.config import TrainConfig
@@ -34,23 +35,28 @@ from fastqat.train.report.folder import read_run
 from fastqat.train.stage import forward_batch
 from fastqat.train.student import make_student
 
-from .run_facts import RESULTS, facts_of, write_rows_of
+from .rows import RESULTS
+from .run_facts import facts_of, write_rows_of
 
 OUT = RESULTS / "landscape.csv"
 REACH = 1.0  # in norms of the filters
 
 
-def direction_of(weights: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """A direction in the space of `weights`: name → tensor of the same shape; zero for tensors of fewer than two dimensions.
+def filters_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a direction moves, by name: weights of two dimensions or more; what belongs to a quantizer stays, also where it
+    has a step size per group of a filter."""
+    steps = {parameter for module in model.modules() if isinstance(module, Quantizer) for parameter in module.parameters()}
+    return {name: value for name, value in model.named_parameters() if value.ndim > 1 and value not in steps}
+
+
+def direction_of(weights: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """A direction in the space of `weights`: name → tensor of the same shape.
 
     Each filter, a slice along the first dimension, has the norm of that filter of the weights.
     """
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for name, weight in weights.items():
-        if weight.ndim < 2:
-            found[name] = torch.zeros_like(weight)
-            continue
         random = torch.randn(weight.shape, generator=generator).to(weight)
         norms = weight.flatten(1).norm(dim=1) / random.flatten(1).norm(dim=1)
         found[name] = random * norms.view(-1, *[1] * (weight.ndim - 1))
@@ -60,20 +66,20 @@ def direction_of(weights: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
 def slice_of(
     model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], places: Sequence[float], seed: int
 ) -> Iterator[tuple[float, float, float]]:
-    """(place, loss, accuracy) of `model` with its weights moved by each place times the direction of `seed`; the weights come back."""
-    parameters = dict(model.named_parameters())
-    weights = {name: value.detach().clone() for name, value in parameters.items()}
+    """(place, loss, accuracy) of `model` with its filters moved by each place times the direction of `seed`; the weights come back."""
+    filters = filters_of(model)
+    weights = {name: value.detach().clone() for name, value in filters.items()}
     direction = direction_of(weights, seed)
     try:
         for place in places:
             with torch.no_grad():
-                for name, value in parameters.items():
+                for name, value in filters.items():
                     value.copy_(weights[name] + place * direction[name])
             result = evaluate(model, iter(batches), amp=False, channels_last=False)
             yield place, result.loss, result.accuracy
     finally:
         with torch.no_grad():
-            for name, value in parameters.items():
+            for name, value in filters.items():
                 value.copy_(weights[name])
 
 

@@ -17,13 +17,16 @@ from fastqat._errors import InputError
 
 LEVEL = 0.95
 MARGIN = 0.3  # points: a loss below it counts as none
-FEWEST_CLUSTERS = 3  # below it the spread between float checkpoints cannot be told
+SAME = 1e-3  # points: accuracies have six digits in the rows, so that equal differences may be read back this far apart
 BETTER, NOT_WORSE, WORSE, OPEN = "better", f"not worse (within {MARGIN} points)", "worse", "not resolved"
 
 
 @dataclass(frozen=True)
 class Paired:
-    """A mean of paired differences: its standard error with `freedom` degrees, from `pairs` pairs of `clusters` float checkpoints."""
+    """A mean of paired differences: its standard error with `freedom` degrees, from `pairs` pairs of `clusters` float checkpoints.
+
+    `freedom` is 0 where the spread is not known.
+    """
 
     mean: float
     error: float
@@ -32,8 +35,13 @@ class Paired:
     clusters: int
 
     @property
+    def one_model(self) -> bool:
+        """Whether all pairs started from one float checkpoint: the interval is over seeds then and says nothing about other checkpoints."""
+        return self.clusters == 1
+
+    @property
     def half(self) -> float:
-        """Half the width of the interval at `LEVEL`; infinite where there is one pair."""
+        """Half the width of the interval at `LEVEL`; infinite where the spread is not known."""
         return _half(self.error, self.freedom)
 
     @property
@@ -45,7 +53,7 @@ class Paired:
         return self.mean + self.half
 
     def p_value(self, at: float = 0.0) -> float:
-        """Two-sided p of Student's t against a true mean of `at`; 1 where there is one pair."""
+        """Two-sided p of Student's t against a true mean of `at`; 1 where the spread is not known."""
         if not self.freedom:
             return 1.0
         if self.error == 0:
@@ -54,11 +62,12 @@ class Paired:
 
 
 def paired(differences: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Paired:
-    """The mean of `differences` with the wider of two intervals: over pairs, and over clusters where there are three or more.
+    """The mean of `differences` with the wider of two intervals: over pairs, and over clusters where there are two or more.
 
     Over n pairs: standard error ``s / √n``, n − 1 degrees of freedom. Over G clusters C, pairs that started from the same float
     checkpoint and so are not independent: ``√(G / (G − 1) · Σ_C (Σ_{i ∈ C} (d_i − d̄))²) / n``, G − 1 degrees; with clusters of equal size
-    this is the t interval of the cluster means.
+    this is the t interval of the cluster means. The spread is not known from one pair, nor from pairs that all differ by the same, other
+    than nothing: a test set has so many steps only that a few seeds may well land on one.
 
     Args:
         differences: one per pair.
@@ -84,15 +93,17 @@ def paired(differences: Sequence[float], clusters: Sequence[Hashable] | None = N
     sums: dict[Hashable, float] = defaultdict(float)
     for group, value in zip(groups, values, strict=True):
         sums[group] += value - mean
-    plain = (float(values.std(ddof=1)) / math.sqrt(count), count - 1) if count > 1 else (math.inf, 0)
+    if count == 1 or (mean and np.ptp(values) <= SAME):
+        return Paired(mean, math.inf, 0, count, len(sums))
+    plain = float(values.std(ddof=1)) / math.sqrt(count), count - 1
     error, freedom = max([plain, *_clustered(list(sums.values()), count)], key=lambda found: _half(*found))
     return Paired(mean, error, freedom, count, len(sums))
 
 
 def _clustered(sums: list[float], count: int) -> list[tuple[float, int]]:
-    """Standard error and degrees of freedom from the clusters' sums of deviations; nothing where they are too few."""
+    """Standard error and degrees of freedom from the clusters' sums of deviations; nothing for one cluster, whose sum is 0."""
     number = len(sums)
-    if number < FEWEST_CLUSTERS:
+    if number == 1:
         return []
     return [(math.sqrt(number / (number - 1) * sum(value * value for value in sums)) / count, number - 1)]
 

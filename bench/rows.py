@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastqat._errors import DataError
-from fastqat._files import write_atomic
+from fastqat._files import read_csv, write_atomic
 
 from .case import Case
 from .machine import Machine, device_name
+
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,4 @@ def append_rows(path: Path, rows: Sequence[Row], machine: Machine) -> None:
 
 def read_rows(paths: Iterable[Path]) -> list[dict[str, str]]:
     """Rows of CSV files as they stand, oldest file first."""
-    rows = []
-    for path in paths:
-        with path.open(newline="", encoding="utf-8") as handle:
-            rows += list(csv.DictReader(handle))
-    return rows
+    return [row for path in paths for row in read_csv(path)]

@@ -17,9 +17,7 @@ from .case import Case, Size
 from .machine import Machine, this_machine
 from .measure import measure
 from .registry import chosen, left_out
-from .rows import Row, append_rows
-
-RESULTS = Path(__file__).resolve().parent / "results"
+from .rows import RESULTS, Row, append_rows
 
 
 @dataclass(frozen=True)

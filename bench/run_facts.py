@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from fastqat._errors import DataError, FastqatError
+from fastqat._files import write_csv
 from fastqat.train.report.folder import Run
 
 from .rows import read_rows
-from .study_rows import write_csv
 
-RESULTS = Path(__file__).resolve().parent / "results"
 FACTS = ("data", "model", "qconfig", "select", "loss", "fraction", "label_noise", "seed")
 
 
@@ -34,7 +33,7 @@ def keep(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     old = [row for row in read_rows([path]) if _key(row) not in new] if path.is_file() else []
     if old and list(old[0]) != list(rows[0]):
         raise DataError(f"{path} has other columns than this version writes; choose another file with --out or move it away")
-    write_csv(path, sorted([*old, *rows], key=_key))
+    write_csv(path, list(rows[0]), sorted([*old, *rows], key=_key))
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from matplotlib.ticker import MaxNLocator
 from fastqat.train.report.drawing import CYCLE, INK, Drawing, new_figure
 
 from .score_drift import CHANCE
+from .study_look import DASHES
 from .study_rows import Row
+from .study_words import told
 
 KEPT = {"kept from previous": "Kept from the previous selection (%)", "ever": "Part of the pool ever selected (%)"}
 SCORES = ("evs", "ds", "res", "acs", "quarc")  # the first of these that have rows get a panel
@@ -48,8 +51,8 @@ def drift_figure(rows: Sequence[Row]) -> Drawing | None:
         if measure in ranks:
             panel.set_ylim(min(0.0, panel.get_ylim()[0]), 1.03)
         if measure == "kept from previous":
-            _, chance = means([row for row in rows if row["measure"] == CHANCE], "epoch", "value")
-            panel.axhline(100 * float(chance.mean()), color=INK, lw=1, ls=":")
+            for chance in sorted({round(100 * float(row["value"]), 1) for row in rows if row["measure"] == CHANCE}):
+                panel.axhline(chance, color=INK, lw=1, ls=":")
         panel.set_title(title, fontsize=9)
         panel.set_xlabel("epoch of the selection, from 0")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -58,8 +61,8 @@ def drift_figure(rows: Sequence[Row]) -> Drawing | None:
     return Drawing(
         figure,
         f"Study {rows[0]['study']}, mean over {seeds} seeds: how much of a selection was in the one before (dotted: what two random draws "
-        "share), how much of the pool has been selected at least once, and whether the scores still rank the samples as they did: 1 the "
-        "same order, 0 an unrelated one." + f" {lines} more cells are left out for room." * (lines > 0),
+        "share, a line for each size), how much of the pool has been selected at least once, and whether the scores still rank the samples "
+        "as they did: 1 the same order, 0 an unrelated one." + f" {lines} more cells are left out for room." * (lines > 0),
     )
 
 
@@ -78,13 +81,15 @@ def _legend(figure: Any, panel: Axes) -> None:
 
 
 def landscape_figure(rows: Sequence[Row]) -> Drawing | None:
-    """Loss and accuracy along random directions, a line per cell for the quantized nets, one for the float nets; None without rows."""
+    """Loss and accuracy along random directions, a line per cell for the quantized nets, and one for float nets of the same data; None
+    without rows."""
     if not rows:
         return None
     figure, axes = new_figure(3.8, columns=2)
     for panel, column, factor in ((axes[0, 0], "cross_entropy", 1), (axes[0, 1], "accuracy", 100)):
-        places, values = means([row for row in rows if row["net"] == "float"], "place", column)
-        panel.plot(places, factor * values, color=INK, ls="--", lw=1.5, label="float")
+        for (name, own), dashes in zip(_floats(rows).items(), cycle(DASHES), strict=False):
+            places, values = means(own, "place", column)
+            panel.plot(places, factor * values, color=INK, ls=dashes, lw=1.5, label=name)
         _lines(panel, colors_of(rows), [row for row in rows if row["net"] == "quantized"], "place", column, factor, marker=None)
         panel.set_xlabel("step along the direction, in norms of each filter")
     axes[0, 0].set_title("Cross-entropy", fontsize=9)
@@ -97,3 +102,13 @@ def landscape_figure(rows: Sequence[Row]) -> Drawing | None:
         f"Study {facts['study']}: loss and accuracy on {facts['samples']} samples of the pool along {counts[0]} random filter-normalised "
         f"directions, mean over them and over {counts[1]} seeds; at 0 the trained weights.",
     )
+
+
+def _floats(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Name → rows of the float nets that are of one data set, architecture and share of wrong labels."""
+    own = [row for row in rows if row["net"] == "float"]
+    names = [name for name in ("data", "model", "label_noise") if len({row[name] for row in own}) > 1]
+    found: dict[str, list[Row]] = {}
+    for row in own:
+        found.setdefault(", ".join(["float", *(told(name, row[name]) for name in names)]), []).append(row)
+    return found

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fastqat.train.study_rows import write_rows
 
-RESULTS = Path(__file__).parent / "results"
+from .rows import RESULTS
 
 
 def main() -> None:

@@ -17,7 +17,8 @@ from typing import Any
 from fastqat.train.report.folder import SelectionRecord, read_run
 from fastqat.train.report.selection_facts import kept_shares, rank_correlation
 
-from .run_facts import RESULTS, facts_of, write_rows_of
+from .rows import RESULTS
+from .run_facts import facts_of, write_rows_of
 
 OUT = RESULTS / "drift.csv"
 CHANCE = "chance"

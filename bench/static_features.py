@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fastqat import _backend
 
+from .case import LAYOUTS
 from .static_launches import DTYPES, Launch, recorded, short, variant
 from .static_triton import Variant
 
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 # Maps of residual networks: rows that fit a tile, rows of several parts, rows that begin on no vector boundary.
 CASES = (
     *product(("spatial",), ((64, 256, 56, 56),), LAYOUTS, DTYPES),

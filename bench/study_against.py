@@ -14,10 +14,11 @@ from matplotlib.transforms import offset_copy
 from fastqat.train.report.drawing import INK, Drawing, new_figure
 
 from .paired import MARGIN
+from .study_groups import Comparison, Group, difference, groups_of, has_budget, labels, reference_of
 from .study_look import MOST_PANELS, left_out, looks, with_room
-from .study_rows import Comparison, Group, Study, difference, groups_of, is_all_data, labels, reference_of, told, words
+from .study_rows import MEASURE, PICKED, Study, is_all_data
+from .study_words import told, words
 
-MEASURE, PICKED = "test_accuracy", "noisy_selected_mean"
 AXES = {"fraction": "share of the data selected (%)", "label_noise": "wrong labels (%)"}
 
 # Label → (value on the axis, cell, its group), by value.
@@ -55,8 +56,9 @@ def _across(study: Study, how: Comparison, axis: str) -> dict[str, Series]:
         if axis not in group.context:
             return {}
         rest = words(group.context, [name for name in group.context if name != axis])
-        for cell, name in labels(study, group, how).items():
-            contexts.setdefault(rest, {}).setdefault(name, []).append((float(group.context[axis] or 0), cell, group))
+        names = labels(study, group, how)
+        for cell in group.cells:
+            contexts.setdefault(rest, {}).setdefault(names[cell], []).append((float(group.context[axis] or 0), cell, group))
     return {rest: {name: sorted(line, key=lambda one: one[0]) for name, line in series.items()} for rest, series in contexts.items()}
 
 
@@ -84,11 +86,13 @@ def _accuracies(panel: Axes, study: Study, line: Points, look: dict[str, Any]) -
 
 
 def _differences(panel: Axes, study: Study, line: Points, look: dict[str, Any]) -> None:
-    """Nothing for all data, whose distance would hide those of the others; lines stand side by side, for intervals to be told apart."""
+    """Nothing for all data but at the budget of the fraction, as its distance would hide those of the others; lines stand side by side, for
+    intervals to be told apart."""
     found = []
     for value, cell, group in line:
         reference = reference_of(study, group, cell)
-        one = None if reference is None or is_all_data(study, cell) else difference(study, cell, reference, MEASURE)
+        is_control = is_all_data(study, cell) and not has_budget(study, group, cell)
+        one = None if reference is None or is_control else difference(study, cell, reference, MEASURE)
         if one is not None:
             found.append((100 * value, one.mean, one.half if one.freedom else 0.0))
     if found:

@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from fastqat.train.report.drawing import BLUE, GREY, INK, Drawing, new_figure
 
 from .study_cost import SHARE, Cost, costs
+from .study_groups import Comparison, Group, groups_of, labels
 from .study_look import MOST_PANELS, left_out, log_axis, looks, with_room
-from .study_rows import Comparison, Group, Study, groups_of, is_all_data, labels
+from .study_rows import MEASURE, Study, is_all_data
 
 X = {"steps": "gradient steps", "seconds": "seconds, selection included"}
 
@@ -43,7 +44,7 @@ def curves(study: Study, how: Comparison) -> Drawing | None:
 
 def _rank(study: Study, group: Group, cell: str) -> tuple[bool, bool, float]:
     """All data, the references, then the most accurate."""
-    return is_all_data(study, cell), cell in group.references, mean(study.numbers(cell, "test_accuracy"))
+    return is_all_data(study, cell), cell in group.references, mean(study.numbers(cell, MEASURE))
 
 
 def _curve(panel: Axes, study: Study, cell: str, column: str, look: dict[str, Any]) -> None:
@@ -65,7 +66,10 @@ def _caption(study: Study) -> str:
 
 def seconds(study: Study, how: Comparison) -> Drawing | None:
     """Time to an accuracy over that of the fastest full-data schedule, a panel per context; None where no run on all data has a curve."""
-    found = [(group, {cell: cost for cell, cost in costs(study, group).items() if cost.ratios}) for group in groups_of(study, how)]
+    found = [
+        (group, {cell: cost for cell, cost in costs(study, group).items() if cost.ratios and cost.sign != "?"})
+        for group in groups_of(study, how)
+    ]
     found = [(group, cells) for group, cells in found if cells]
     if not found:
         return None
@@ -86,19 +90,24 @@ def seconds(study: Study, how: Comparison) -> Drawing | None:
 
 
 def _time(panel: Axes, y: int, cost: Cost) -> None:
-    """The seeds grey, their median blue, and how many never came there."""
+    """The seeds grey, their median blue, whether that is a bound, and how many never came there."""
     panel.plot(cost.ratios, [y] * len(cost.ratios), "|", ms=7, color=GREY)
     middle = median(cost.ratios)
     panel.plot(middle, y, "o", ms=5, color=BLUE)
-    missed = sum(value is None for value in cost.seconds)
-    if missed:
+    missed = sum(one is None for one in cost.reached)
+    told = (
+        {"<": "or less", ">": "or more"}.get(cost.sign),
+        f"{missed} of {len(cost.reached)} seeds never" * bool(missed),
+    )
+    if text := "; ".join(filter(None, told)):
         place: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 7}
-        panel.annotate(f"{missed} of {len(cost.seconds)} seeds never", (max(cost.ratios), y), **place)
+        panel.annotate(text, (max(cost.ratios), y), **place)
 
 
 def _seconds_caption(study: Study) -> str:
     return (
-        f"Study {study.name}: time until validation first shows {100 * SHARE:g} % of the best final accuracy of a full-data schedule of "
-        "the same seed, over the time of the fastest full-data schedule to get there; left of the line is faster. Cells that never did "
-        "have no line."
+        f"Study {study.name}: time until validation comes to {100 * SHARE:g} % of the best final accuracy of a full-data schedule of "
+        "the same seed, over the time of the fastest full-data schedule to get there; left of the line is faster. Or less, or more: it "
+        "was reached before the first look at the cell, or at the full-data schedule. Cells that never did have no line, nor "
+        "those where both are so."
     )

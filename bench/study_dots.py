@@ -9,11 +9,12 @@ from matplotlib.axes import Axes
 from fastqat.train.report.drawing import BLUE, GREY, INK, ORANGE, Drawing, new_figure
 
 from .paired import BETTER, MARGIN, NOT_WORSE, OPEN, WORSE, Paired
-from .study_rows import Comparison, Group, Study, groups_of, is_all_data, labels, reference_of, seed_differences, told
+from .study_groups import Comparison, Group, groups_of, labels, reference_of, seed_differences
+from .study_rows import MEASURE, Study
 from .study_tables import Compared, compared
+from .study_words import told
 
 COLORS = {BETTER: BLUE, NOT_WORSE: INK, WORSE: ORANGE, OPEN: "#7B8794"}
-MEASURE = "test_accuracy"
 
 
 def dots(study: Study, how: Comparison) -> Drawing | None:
@@ -33,8 +34,7 @@ def dots(study: Study, how: Comparison) -> Drawing | None:
         _frame(panel, [names[cell] for cell in cells], group.name)
     axes[-1, 0].set_xlabel(f"test accuracy − that of {told(how.factor, str(how.reference))}, points")
     _limit(axes[0, 0], [one.value for one in found.values() if one.value.freedom])
-    family = sum(not is_all_data(study, cell) for _, cell in found)
-    return Drawing(figure, _caption(study, how, family))
+    return Drawing(figure, _caption(study, how, sum(one.counts for one in found.values())))
 
 
 def _line(panel: Axes, y: int, study: Study, group: Group, cell: str, found: Compared) -> None:
@@ -70,7 +70,8 @@ def _limit(panel: Axes, values: Sequence[Paired]) -> None:
 def _caption(study: Study, how: Comparison, count: int) -> str:
     return (
         f"Study {study.name}: difference to {told(how.factor, str(how.reference))}, paired by seed. Ticks are seeds; the bar is the 95 % "
-        "interval (over float checkpoints where there are three or more and that is wider). Blue: better; black: not worse, that is above "
-        f"−{MARGIN} points (dotted line); orange: worse; grey: not resolved. A filled point stays what it is after Holm's correction over "
-        f"the {count} comparisons (all data, the control, is not one of them and stays hollow)."
+        "interval (over float models where there are two or more and that is wider; with one it is about that model alone). Blue: better; "
+        f"black: not worse, that is above −{MARGIN} points (dotted line); orange: worse; grey: not resolved. "
+        "A filled point stays what it is after Holm's correction over "
+        f"the {count} comparisons (all data, the control, is not one of them and stays hollow, but for a run with about as many steps)."
     )

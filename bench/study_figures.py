@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -20,8 +21,18 @@ from .score_drift import OUT as DRIFT
 from .study_against import against
 from .study_curves import curves, seconds
 from .study_dots import dots
-from .study_rows import Comparison, Row, Study, read_studies, usual
+from .study_groups import Comparison, usual
+from .study_rows import Row, Study, read_studies
 
+# Figures of a study about ways of choosing data.
+OF_WAYS: dict[str, Callable[[Study, Comparison], Drawing | None]] = {
+    "dots": dots,
+    "fraction": partial(against, axis="fraction"),
+    "noise": partial(against, axis="label_noise"),
+    "curves": curves,
+    "seconds": seconds,
+}
+FIGURE_NAMES = (*OF_WAYS, "correction", "drift", "landscape")
 COLORS, DPI = 64, 100  # for pictures that stay small in the repository
 
 
@@ -47,22 +58,13 @@ class Evidence:
     def drawings(self, name: str) -> dict[str, Drawing]:
         """Name → figure of the study `name`; what has no rows is left out."""
         study = self.studies.get(name)
-        found = dict(_of_study(study)) if study else {}
+        how = usual(study) if study else None
+        found = {kind: draw(study, how) for kind, draw in OF_WAYS.items()} if study and how else {}
+        if study:
+            found["correction"] = dots(study.where({"loss": ["kd", "kd_clc"]}), Comparison.of({"loss": "kd"}))
         found["drift"] = drift_figure([row for row in self.drift if row["study"] == name])
         found["landscape"] = landscape_figure([row for row in self.landscape if row["study"] == name])
         return {kind: drawing for kind, drawing in found.items() if drawing is not None}
-
-
-def _of_study(study: Study) -> Iterator[tuple[str, Drawing | None]]:
-    how = usual(study)
-    if how is not None:
-        yield "dots", dots(study, how)
-        yield "fraction", against(study, how, "fraction")
-        yield "noise", against(study, how, "label_noise")
-        yield "curves", curves(study, how)
-        yield "seconds", seconds(study, how)
-    distilled = study.where({"loss": ["kd", "kd_clc"]})
-    yield "correction", dots(distilled, Comparison.of({"loss": "kd"}))
 
 
 def draw_all(evidence: Evidence, folder: Path) -> list[Path]:

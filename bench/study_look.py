@@ -13,13 +13,14 @@ from fastqat.train.report.drawing import CYCLE, INK
 
 MOST_LINES = len(CYCLE)
 MOST_PANELS = 5
+DASHES = ("--", ":", "-.", (0, (8, 2)))  # of lines without a colour
 T = TypeVar("T")
 
 
 def looks(names: Iterable[str], controls: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Name → colour and dashes of its line: black and broken for `controls`, training on all data, a colour for each of the others."""
     names, controls = list(names), set(controls)
-    colors, dashes = cycle(CYCLE), cycle(("--", ":", "-.", (0, (8, 2))))
+    colors, dashes = cycle(CYCLE), cycle(DASHES)
     return {
         name: {"color": INK, "ls": next(dashes)} if name in controls else {"color": next(colors), "ls": "-"}  # one of each per name
         for name in names

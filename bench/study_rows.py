@@ -1,57 +1,24 @@
-"""Rows of studies read back: which settings vary, which cells are compared with which, and the differences paired by seed."""
+"""Rows of studies read back: cells by seed, their curves, and which settings vary."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from fastqat._files import write_atomic
-from fastqat.selection.selectors import list_selectors
 from fastqat.train.config import FREE_ON_RESUME
-from fastqat.train.flags import TrainFlags
-from fastqat.train.setting_types import OWN_POLICIES
 
-from .paired import Paired, paired
 from .rows import read_rows
+from .study_words import ALL_DATA, DEFAULTS, same
 
 Row = dict[str, str]
+MEASURE, PICKED = "test_accuracy", "noisy_selected_mean"  # columns: what cells are compared by, and the share of wrong labels picked
 CURVE = "_curve"  # ends the name of a study's second file, a line per validated epoch
-DEFAULTS = {setting.name: setting.default for setting in fields(TrainFlags)}
 # Those of them by which cells may be told apart: the others change no weight, or only repeat the cell.
 SETTINGS = tuple(name for name in DEFAULTS if name not in FREE_ON_RESUME | {"seed", "float_seed", "val_interval", "workers", "device"})
-# Settings that belong to a way of choosing data or to a loss: they may differ between a cell and what it is compared with.
-OWN: dict[str, frozenset[str]] = {
-    "select": frozenset(
-        {"interval", "score", "features", "schedule", "balanced", "first_select", "bn_reestimate", "epochs"}
-        | {name for name in SETTINGS if name.startswith(("select_", "score_"))}
-    ),
-    "loss": frozenset(name for name in SETTINGS if name.startswith("clc_")),
-}
-ALL_DATA = "none"
-USUAL = ("rs2", "random", ALL_DATA)  # the reference of ways to choose data, the first that there is
-BARE = frozenset({"data", "model", "qconfig", "loss", "quantizer", "select", "score"})  # whose values speak for themselves
-PLAIN = BARE | {"fraction", "label_noise", "interval", "epochs", "float_epochs", "limit", "batch_size", "lr"}  # told at their default too
-
-
-def same(found: str, wanted: object) -> bool:
-    """Whether a value of a row is that of a YAML file: numbers by value, the rest by its text; None is an empty cell.
-
-    Example:
-        >>> same("0.10", 0.1), same("True", True), same("", None), same("kd", "ce")
-        (True, True, True, False)
-    """
-    if wanted is None:
-        return found in ("", "None")
-    try:
-        return float(found) == float(str(wanted))
-    except ValueError:
-        return found.lower() == str(wanted).lower()
 
 
 @dataclass(frozen=True)
@@ -83,7 +50,7 @@ class Study:
 
         def fits(cell: str) -> bool:
             row = {**self.first(cell), "cell": cell}
-            return all(any(same(row.get(name, ""), value) for value in _listed(values)) for name, values in wanted.items())
+            return all(any(same(row.get(name, ""), value) for value in listed(values)) for name, values in wanted.items())
 
         return Study(self.name, {cell: rows for cell, rows in self.cells.items() if fits(cell)}, self.curves)
 
@@ -92,7 +59,8 @@ class Study:
         return [float(row[column]) for row in self.cells[cell].values() if row.get(column)]
 
 
-def _listed(values: Any) -> list[Any]:
+def listed(values: Any) -> list[Any]:
+    """A list as it is, any other value as a list of one."""
     return values if isinstance(values, list) else [values]
 
 
@@ -125,141 +93,3 @@ def read_studies(folder: Path) -> dict[str, Study]:
 def is_all_data(study: Study, cell: str) -> bool:
     """Whether `cell` trains on all data."""
     return same(study.first(cell).get("select", ""), ALL_DATA)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What is compared: cells with another `factor` than `reference` with those that have it, all else equal but the settings in `free`."""
-
-    factor: str = "select"
-    reference: Any = "rs2"
-    free: frozenset[str] = OWN["select"]
-
-    @classmethod
-    def of(cls, compare: Mapping[str, Any], free: Iterable[str] = ()) -> Comparison:
-        """From ``{factor: reference}``; `free`: settings that may differ beside those that belong to the factor."""
-        ((factor, reference),) = compare.items()
-        return cls(factor, reference, OWN.get(factor, frozenset()) | frozenset(free))
-
-
-@dataclass(frozen=True)
-class Group:
-    """Cells of one context, settings that all of them share, and those among them that the others are compared with."""
-
-    context: dict[str, str]
-    cells: list[str]
-    references: list[str]
-
-    @property
-    def name(self) -> str:
-        """The context in words."""
-        return words(self.context, self.context)
-
-
-def usual(study: Study) -> Comparison | None:
-    """What a study is about where nobody says: ways of choosing data, against the first of `USUAL` that it has; None where it has none."""
-    ways = {study.first(cell).get("select", "") for cell in study.cells}
-    reference = next((way for way in USUAL if way in ways), None)
-    return Comparison(reference=reference) if reference and len(ways) > 1 else None
-
-
-def groups_of(study: Study, how: Comparison) -> list[Group]:
-    """The cells of `study` by context; contexts where nothing is compared are left out, unless that is so in all.
-
-    Training on all data has no fraction: it belongs to the contexts of every fraction.
-    """
-    names = [name for name in study.varying if name != how.factor and name not in how.free]
-    contexts = {cell: {name: study.first(cell).get(name, "") for name in names} for cell in study.cells}
-    if how.factor == "select":
-        for cell, context in contexts.items():
-            if is_all_data(study, cell):
-                context.pop("fraction", None)
-    whole = [context for context in contexts.values() if len(context) == len(names)] or list(contexts.values())
-    groups = []
-    for context in {tuple(context.items()): context for context in whole}.values():
-        cells = [cell for cell, own in contexts.items() if own.items() <= context.items()]
-        references = [cell for cell in cells if same(study.first(cell).get(how.factor, ""), how.reference)]
-        groups.append(Group(context, cells, references))
-    return [group for group in groups if len(group.cells) > len(group.references)] or groups
-
-
-def reference_of(study: Study, group: Group, cell: str) -> str | None:
-    """The reference that shares most settings with `cell`, the first of equals; None for a reference, and where there is none."""
-    if cell in group.references or not group.references:
-        return None
-    own = study.first(cell)
-    return max(group.references, key=lambda other: sum(study.first(other).get(name) == own.get(name) for name in study.varying))
-
-
-def difference(study: Study, cell: str, reference: str, measure: str = "test_accuracy") -> Paired | None:
-    """`cell` − `reference` in points, paired by seed, clustered by float checkpoint; None where they share no seed."""
-    pairs = seed_differences(study, cell, reference, measure)
-    rows = study.cells[cell]
-    return paired(list(pairs.values()), [rows[seed].get("float_seed") or seed for seed in pairs]) if pairs else None
-
-
-def seed_differences(study: Study, cell: str, reference: str, measure: str = "test_accuracy") -> dict[str, float]:
-    """Seed → `cell` − `reference` in points, of the seeds that both have."""
-    own, other = study.cells[cell], study.cells[reference]
-    both = [seed for seed in own if seed in other and own[seed].get(measure) and other[seed].get(measure)]
-    return {seed: 100 * (float(own[seed][measure]) - float(other[seed][measure])) for seed in sorted(both, key=int)}
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write `rows`, all with the columns of the first, in one step."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(path, text.getvalue())
-
-
-def told(name: str, value: str) -> str:
-    """A setting and its value in words.
-
-    Example:
-        >>> told("select", "none"), told("fraction", "0.1"), told("bn_reestimate", "20"), told("interval", "")
-        ('all data', '10 %', 'bn reestimate 20', 'selected once')
-    """
-    if name == "select":
-        return "all data" if same(value, ALL_DATA) else value
-    if name == "fraction":
-        return f"{100 * float(value):g} %"
-    if name == "interval":
-        return "selected once" if same(value, None) else f"every {value} epochs"
-    if name == "label_noise":
-        return f"{100 * float(value or 0):g} % label noise"
-    if name in BARE:
-        return value
-    value = Path(value).stem if "/" in value else value or "none"
-    return name.replace("_", " ") + ("" if same(value, True) else f" {value}")
-
-
-def goes_by_score(select: str) -> bool:
-    """Whether a way of choosing data takes the setting `score`.
-
-    Example:
-        >>> goes_by_score("topk"), goes_by_score("k_center"), goes_by_score("acs")
-        (True, False, False)
-    """
-    return select not in OWN_POLICIES and select in list_selectors() and "scores" in list_selectors()[select].needs
-
-
-def words(row: Mapping[str, str], names: Iterable[str]) -> str:
-    """The settings `names` of a row in words, without those that say nothing: options at their default, the score of ways without one."""
-    shown = [name for name in names if name in PLAIN or not same(row.get(name, ""), DEFAULTS[name])]
-    if not goes_by_score(row.get("select", "")):
-        shown = [name for name in shown if name != "score"]
-    return ", ".join(told(name, row.get(name, "")) for name in shown)
-
-
-def labels(study: Study, group: Group, how: Comparison) -> dict[str, str]:
-    """Cell → what sets it apart in its group: its factor, and the settings that vary among cells of that factor; else its own name."""
-    texts = {}
-    for cell in group.cells:
-        row = study.first(cell)
-        alike = [study.first(other) for other in study.cells if study.first(other).get(how.factor) == row.get(how.factor)]
-        varies = {name for name in study.varying if name == "score" or len({other.get(name, "") for other in alike}) > 1}
-        own = [name for name in study.varying if name in how.free & varies]
-        texts[cell] = ", ".join(text for text in (told(how.factor, row.get(how.factor, "")), words(row, own)) if text)
-    return {cell: text if list(texts.values()).count(text) == 1 else cell for cell, text in texts.items()}

@@ -5,24 +5,22 @@ python -m bench.tables
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
-from fastqat._files import write_atomic
+from fastqat._files import read_csv, write_atomic
 
 from .registry import CASES
+from .rows import RESULTS
 from .speed_tables import Row, speed_tables
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results"
 
 
 def read(name: str) -> list[Row]:
-    with (RESULTS / name).open(newline="") as handle:
-        return list(csv.DictReader(handle))
+    return read_csv(RESULTS / name)
 
 
 def speed_rows() -> list[Row]:

@@ -5,7 +5,7 @@
 Needs torchvision and pycocotools. Makes a small data set in COCO's layout, coloured shapes, in FOLDER (default: one that is removed at the
 end), and trains a small RetinaNet on all of it. Prints the average precision at IoU 0.5 of the float model, and of the 4-bit model after
 training on a random quarter and on the quarter that ACS chooses, from the same start. Takes about a minute on one core. For a folder with
-COCO itself: ``python -m fastqat.train.detection --data FOLDER``.
+COCO itself: ``fastqat detect --data FOLDER``.
 """
 
 import sys

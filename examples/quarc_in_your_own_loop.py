@@ -83,7 +83,7 @@ def main() -> None:
     print(f"W2A32, random twentieth, distilled {accuracy(student, test):6.1%}")
 
     student = copy.deepcopy(start)
-    quarc = fq.methods.QuaRC(data, student, teacher, fraction=0.05, epochs=EPOCHS, interval=10, balance="auto")
+    quarc = fq.methods.QuaRC(data, student, teacher, fraction=0.05, epochs=EPOCHS, interval=10)
     optimizer = torch.optim.SGD(fq.param_groups(student, lr=0.02, weight_decay=5e-4), momentum=0.9)
     loader = DataLoader(data, 16, sampler=quarc.sampler)
     train(student, optimizer, EPOCHS, loader, lambda x, y: quarc.loss(x)[0], quarc.begin_epoch)

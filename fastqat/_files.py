@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
+import io
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 # What a damaged archive (.npz, .gz, .pt) raises, from the file system up.
 DAMAGED_ARCHIVE = (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
@@ -66,3 +69,22 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
     """Write `data` to `path` so that a reader sees the old content or the new, never a part."""
     with atomic_path(path) as part:
         part.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, each by column."""
+    with path.open(newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write `rows` to a CSV file in one step: floats with six digits, what a row does not have empty.
+
+    Raises:
+        ValueError: a row has something that is no column.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows)
+    write_atomic(path, text.getvalue())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -11,6 +12,7 @@ _RENAMED = {
     "warmup": "select_warmup",
     "anneal": "select_anneal",
     "options": "select_options",
+    "layers": "clc_layers",
     "method": "select",
     "max_age": "score_max_age",
 }
@@ -41,3 +43,13 @@ def in_flags(text: str, flags: Any) -> str:
         return f"--{name} {value}".rstrip()
 
     return re.sub(rf"(?<![\w./=-])({'|'.join(sorted(names, key=len, reverse=True))})={_VALUE}", flag, text)
+
+
+def value_of(argv: Sequence[str], flag: str) -> str | None:
+    """The value of ``--flag VALUE`` or ``--flag=VALUE``, read before the real parsing."""
+    for i, word in enumerate(argv):
+        if word == flag and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(flag + "="):
+            return word.partition("=")[2]
+    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import cache
 
 import torch
@@ -33,6 +33,16 @@ def asked_for() -> int:
     if not processes.isdecimal():
         raise InputError(f"the environment says WORLD_SIZE={processes}; torchrun sets it to the number of processes; unset it otherwise")
     return int(processes)
+
+
+@contextmanager
+def first_speaks() -> Iterator[None]:
+    """Of several processes only the first writes to stdout and stderr in the block; an error is printed after it."""
+    if world().rank == 0:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 @contextmanager

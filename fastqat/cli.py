@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,10 +15,13 @@ import tyro
 
 from fastqat._distributed import world
 from fastqat._errors import FastqatError, InputError, ProcessError
-from fastqat._flag_names import in_flags
-from fastqat._torchrun import asked_for, started, took_part
+from fastqat._flag_names import in_flags, value_of
+from fastqat._torchrun import asked_for, first_speaks, started, took_part
 from fastqat.train.config import TrainConfig, TrainFlags
+from fastqat.train.detection.command import detect_command, parse_detect
+from fastqat.train.detection.config import DetectorConfig, DetectorFlags
 from fastqat.train.folder import saved_config
+from fastqat.train.study_flags import check_single, study_arguments, study_command
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
@@ -86,13 +89,14 @@ class InfoArgs:
 def train_command(config: TrainConfig) -> None:
     """``fastqat train``."""
     if config.study is not None:
-        from fastqat.train.study import run_study, study_arguments
+        from fastqat.train.study import run_study
 
         run_study(config.study, **study_arguments(config), say=_say)
         return
     from fastqat.train.run import train
     from fastqat.train.table import print_summary
 
+    check_single(config)
     print_summary(train(config, say=_say))
 
 
@@ -174,26 +178,18 @@ def _say(line: str) -> None:
 
 def _parse_train(argv: Sequence[str]) -> TrainConfig:
     """Flags over the settings of ``--config``, or of the run that ``--resume --name`` names, over ``--recipe``, over the defaults."""
-    config, name, recipe = (_value_of(argv, flag) for flag in ("--config", "--name", "--recipe"))
+    config, name, recipe = (value_of(argv, flag) for flag in ("--config", "--name", "--recipe"))
     default = TrainConfig.of({"recipe": None if recipe == "None" else recipe})
     if config is not None:
         default = TrainConfig.from_yaml(Path(config), recipe)
     elif "--resume" in argv and name is not None:
-        runs = Path(_value_of(argv, "--runs") or default.runs)
-        default = replace(saved_config(runs / name) or default, name=name, runs=runs)
+        runs = Path(value_of(argv, "--runs") or default.runs)
+        if (saved := saved_config(runs / name)) is not None and default.recipe not in (None, saved.recipe):
+            raise InputError(f"run {runs / name} has settings of its own; leave out --recipe to resume it, or choose another --name")
+        default = replace(saved or default, name=name, runs=runs)
     default = replace(default, resume=False, overwrite=False)
     flags = tyro.cli(TrainFlags, prog="fastqat train", args=list(argv), default=TrainFlags(**vars(default)))
     return TrainConfig(**vars(flags))
-
-
-def _value_of(argv: Sequence[str], flag: str) -> str | None:
-    """The value of ``--flag VALUE`` or ``--flag=VALUE``, read before the real parsing."""
-    for i, word in enumerate(argv):
-        if word == flag and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(flag + "="):
-            return word.partition("=")[2]
-    return None
 
 
 def _parser(kind: Any, name: str) -> Callable[[Sequence[str]], Any]:
@@ -221,6 +217,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "train": Command(_parse_train, train_command, "train a quantized network on a chosen part of the data", True, TrainFlags),
+    "detect": Command(parse_detect, detect_command, "the same for RetinaNet on a folder in COCO's layout", flags=DetectorFlags),
     "score": Command(
         _parser(ScoreArgs, "score"), score_command, "score every sample of a data set with the model of a run", True, ScoreArgs
     ),
@@ -262,7 +259,7 @@ def _run(command: Command, argv: Sequence[str]) -> int:
     try:
         if not command.several and asked_for() > 1:
             raise InputError(f"this command runs in one process; got WORLD_SIZE={asked_for()}; start it without torchrun")
-        with started() if command.several else contextlib.nullcontext(), _first_speaks():
+        with started() if command.several else contextlib.nullcontext(), first_speaks():
             args = command.parse(argv)
             command.run(args)
     except KeyboardInterrupt:
@@ -280,21 +277,12 @@ def _run(command: Command, argv: Sequence[str]) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _first_speaks() -> Iterator[None]:
-    """Of several processes only the first writes to stdout and stderr in the block; an error is printed after it."""
-    if world().rank == 0:
-        yield
-        return
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        yield
-
-
 def _how_to_resume(args: Any) -> str:
-    if not isinstance(args, TrainConfig):
+    if not isinstance(args, (TrainConfig, DetectorConfig)):
         return ""
-    runs = "" if args.runs == TrainConfig().runs else f" --runs {args.runs}"
-    if args.study is not None:
-        return f"; the same command goes on: fastqat train --study {args.study} --jobs {args.jobs}{runs}"
+    if isinstance(args, TrainConfig) and args.study is not None:
+        return f"; the same command goes on: {study_command(args)}"
+    runs = "" if args.runs == type(args)().runs else f" --runs {args.runs}"
     launcher = "torchrun ... -m " if took_part() else ""
-    return f"; go on with: {launcher}fastqat train --resume --name {args.run_name}{runs}"
+    command = "detect" if isinstance(args, DetectorConfig) else "train"
+    return f"; go on with: {launcher}fastqat {command} --resume --name {args.run_name}{runs}"

@@ -239,7 +239,7 @@ def _imagefolder(path: Path, image_size: int) -> DataSplits:
     """A tree of class folders, decoded and transformed by torchvision; ImageNet's usual mean and standard deviation."""
     held = next((path / part for part in ("val", "test") if (path / part).is_dir()), None)
     if held is None or not (path / "train").is_dir():
-        raise DataError(f"{path} needs the folders train/ and val/ (or test/), each with one folder of pictures per class")
+        raise DataError(f"imagefolder:{path} needs the folders train/ and val/ (or test/), each with one folder of pictures per class")
     try:
         from torchvision import datasets, transforms
     except (ImportError, RuntimeError) as error:  # a torchvision beside the wrong torch fails with RuntimeError

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fastqat._bench.study_rows import Row, Study, study_of, write_csv
+from fastqat._bench.study_rows import Row, Study, study_of
+from fastqat._files import write_csv
 
 FLOAT_SEEDS = 3
 PLAIN = {"data": "cifar10", "model": "resnet8", "qconfig": "w2a32", "select": "rs2", "fraction": "0.1", "loss": "ce", "epochs": "20"}
@@ -29,7 +30,7 @@ def rows_of(cell: str, gain: float, seeds: int = 5, **settings: Any) -> list[Row
             "val_accuracy": 0.7,
         }
         costs = {"gradient_steps": 700, "scoring_forwards": 900, "unique_samples": 4500, "seconds": 80, "selection_seconds": 8}
-        row = {"study": "s", "cell": cell, **PLAIN, **settings, **results, **costs, "noisy_selected_mean": "", **PLACE}
+        row = {"study": "s", "cell": cell, **PLAIN, **settings, **results, **costs, "noisy_selected_mean": "", **PLACE} | settings
         rows.append({name: str(value) for name, value in row.items()})
     return rows
 
@@ -50,6 +51,6 @@ def made(name: str = "s", *parts: Sequence[Row]) -> Study:
 
 def write(folder: Path, name: str, rows: Sequence[Row], curves: Sequence[Row] = ()) -> None:
     """The files that `fastqat train --study` writes."""
-    write_csv(folder / f"study_{name}.csv", [{**row, "study": name} for row in rows])
+    write_csv(folder / f"study_{name}.csv", list(rows[0]), [{**row, "study": name} for row in rows])
     if curves:
-        write_csv(folder / f"study_{name}_curve.csv", [{**row, "study": name} for row in curves])
+        write_csv(folder / f"study_{name}_curve.csv", list(curves[0]), [{**row, "study": name} for row in curves])

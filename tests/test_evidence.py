@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import math
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,14 @@ import pytest
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 
-from fastqat._bench import evidence, paired, study_cost, study_look, study_rows
+from fastqat._bench import evidence, paired, study_cost, study_groups, study_look, study_rows, study_words
+from fastqat._bench.markers import KINDS
 from fastqat._bench.paired import BETTER, NOT_WORSE, WORSE
+from fastqat._bench.study_cost import costs
 from fastqat._bench.study_figures import Evidence, draw_all
-from fastqat._bench.study_rows import Comparison, difference, groups_of, labels, read_studies, reference_of, usual
+from fastqat._bench.study_groups import Comparison, difference, groups_of, labels, reference_of, usual
+from fastqat._bench.study_plans import plans_in
+from fastqat._bench.study_rows import Row, read_studies
 from fastqat._bench.study_tables import cells_table, coverage_table, matrix_table, seconds_table
 from fastqat._errors import InputError
 from tests.made_studies import curve_of, made, rows_of, write
@@ -22,7 +27,7 @@ HOW = Comparison()
 LARGEST = 80 * 1024  # bytes of a picture that is kept in the repository
 
 
-@pytest.mark.parametrize("module", [evidence, paired, study_cost, study_look, study_rows])
+@pytest.mark.parametrize("module", [evidence, paired, study_cost, study_groups, study_look, study_words])
 def test_examples(module: object) -> None:
     assert not doctest.testmod(module).failed  # type: ignore[arg-type]
 
@@ -120,45 +125,153 @@ def test_matrix_table() -> None:
 
 def test_seconds_table() -> None:
     cells = {
-        50: rows_of("full", 1.0, 3, select="none", epochs=8),
-        20: rows_of("short", 1.5, 3, select="none", epochs=2),
+        50: rows_of("full", 1.0, 3, select="none", gradient_steps=4000),
+        20: rows_of("short", 1.5, 3, select="none", epochs=2, gradient_steps=400),
         10: rows_of("rs2", 3.0, 3),
         9: rows_of("acs", -9.0, 3, select="acs"),
     }
     curves = [row for pace, rows in cells.items() for one in rows for row in curve_of(one, pace)]
     study = study_rows.study_of("s", [row for rows in cells.values() for row in rows], curves)
     lines = seconds_table(study, HOW).splitlines()[4:]
-    assert lines[1] == "| all data, epochs 2 | 3 of 3 | 80 | 1.00 |"
-    assert lines[2] == "| rs2 | 3 of 3 | 30 | 0.38 |"
-    assert lines[3] == "| acs | 0 of 3 | – | – |"
+    assert lines[1].startswith("| all data, 2 epochs | 3 of 3 | 7") and lines[1].endswith(" | 20 | 1.00 |")
+    assert lines[2].startswith("| rs2 | 3 of 3 | 2") and lines[2].endswith(" | 10 | 0.37 |")
+    assert lines[3] == "| acs | 0 of 3 | – | 9 | – |"
     assert "no curves" in seconds_table(made("s", cells[10], cells[9]), HOW)
 
 
-def test_coverage_names_what_is_planned_and_not_run(tmp_path: Path) -> None:
-    (tmp_path / "later.yaml").touch()
-    study = made("now", rows_of("rs2", 0.0, 3), rows_of("acs", 0.0, 5, select="acs"))
-    assert coverage_table({"now": study}, tmp_path).splitlines()[2:] == ["| `later` | no rows | – | – |", "| `now` | 2 | 3–5 | 0.2 |"]
+def curve(cell: str, epoch: float, looks: int, need: float) -> list[Row]:
+    """A curve that looks every `epoch` seconds and learns with a time constant of `need` seconds."""
+    ends = [epoch * (look + 1) for look in range(looks)]
+    return [
+        {"cell": cell, "seed": "0", "epoch": str(i), "seconds": str(end), "val_accuracy": str(0.8 - 0.3 * math.exp(-end / need))}
+        for i, end in enumerate(ends)
+    ]
+
+
+@pytest.mark.parametrize("between", [1, 2])
+def test_cells_that_need_the_same_time_have_the_ratio_1_however_often_they_are_looked_at(between: int) -> None:
+    rows = [*rows_of("full", 1.0, 1, select="none"), *rows_of("rs2", 0.0, 1)]
+    looked = [*curve("full", 100 * between, 24 // between, 150), *curve("rs2", 10, 60, 150)]
+    study = study_rows.study_of("s", rows, looked)
+    found = costs(study, groups_of(study, HOW)[0])["rs2"]
+    assert found.sign == "" and found.ratios == [pytest.approx(1, abs=0.1)] and found.gap == 10
+
+
+def test_what_is_reached_before_the_first_look_is_a_bound() -> None:
+    rows = [*rows_of("full", 1.0, 1, select="none"), *rows_of("rs2", 0.0, 1), *rows_of("fast", 0.0, 1, select="acs")]
+    looked = [*curve("full", 100, 24, 20), *curve("rs2", 10, 40, 20), *curve("fast", 200, 2, 20)]
+    study = study_rows.study_of("s", rows, looked)
+    found = costs(study, groups_of(study, HOW)[0])
+    assert {cell: cost.sign for cell, cost in found.items()} == {"full": "", "rs2": ">", "fast": "?"}
+    lines = seconds_table(study, HOW).splitlines()
+    assert lines[4] == "| all data | 1 of 1 | < 100 | 100 | 1.00 |" and lines[5].endswith("| 10 | > 0.73 |")
+    assert lines[6] == "| acs | 1 of 1 | < 200 | 200 | not told by the looks |"
+    assert "There is none of about a quarter of it (5 epochs) or a tenth of it (2 epochs)" in lines[0]
+
+
+def test_an_accuracy_that_does_not_last_is_not_reached() -> None:
+    rows = [{"seconds": str(10 * i), "val_accuracy": str(value)} for i, value in enumerate((0.5, 0.7, 0.5, 0.7, 0.8), start=1)]
+    assert study_cost.reached(rows, 0.6) == study_cost.Reached(pytest.approx(35.0))
+
+
+def test_a_short_run_on_all_data_is_no_full_length() -> None:
+    short = rows_of("full2", 0.3, 5, select="none", epochs=2, gradient_steps=70)
+    text = cells_table(made("s", rows_of("rs2", 0.0), rows_of("acs", 0.3, select="acs"), short), HOW, cost=False)
+    assert "| all data, 2 epochs | " in text and "little to win" not in text
+    assert text.splitlines()[-1] == "Not known, for lack of all data at full length, whether there is anything to win: this study."
+    assert "Not known" not in cells_table(made("s", rows_of("kd", 0.0, loss="kd"), rows_of("ce", 0.0)), Comparison.of({"loss": "kd"}))
+
+
+def test_all_data_at_the_budget_of_a_fraction_is_compared_there_alone() -> None:
+    parts = [rows_of(f"{way}-{f}", 0.0, select=way, fraction=f, gradient_steps=7000 * f) for f in (0.1, 0.3) for way in ("rs2", "acs")]
+    full = [rows_of(f"full{e}", e / 10, select="none", fraction=1.0, epochs=e, gradient_steps=350 * e) for e in (2, 6, 20)]
+    study = made("s", *parts, *full)
+    assert [group.cells[2:] for group in groups_of(study, HOW)] == [["full2", "full20"], ["full6", "full20"]]
+    text = cells_table(study, HOW, cost=False)
+    assert "over the 4 comparisons here" in text and text.count("| all data, about as many steps (1.00 ×) |") == 2
+    assert matrix_table(study, HOW, "fraction").count("| all data, about as many steps |") == 1
+
+
+def test_verdicts_of_one_float_model_are_about_that_model() -> None:
+    rows = [rows_of("rs2", 0.0), rows_of("acs", 1.5, select="acs")]
+    one = [[{**row, "float_seed": "0", "float_accuracy": "0.8"} for row in part] for part in rows]
+    text = cells_table(made("s", *one), HOW, cost=False)
+    assert f"| 5 (1) | {BETTER}, this float model |" in text and "say nothing about others" in text
+
+
+def test_pairs_start_from_one_float_model() -> None:
+    rs2, acs = rows_of("rs2", 0.0, 3), rows_of("acs", 1.0, 3, select="acs")
+    for change in ({"float_seed": "9"}, {"float_accuracy": "0.81"}):
+        with pytest.raises(InputError, match="acs and rs2 of seed 2 started from different float models"):
+            difference(made("s", rs2, [*acs[:2], {**acs[2], **change}]), "acs", "rs2")
+    named = [[{**row, "float_model": model} for row in rows] for rows, model in ((rs2, "c0ffee00"), (acs, "c0ffee01"))]
+    with pytest.raises(InputError, match="float_model c0ffee01 and c0ffee00"):
+        difference(made("s", *named), "acs", "rs2")
+    same = [[{**row, "float_model": "c0ffee00"} for row in rs2], [{**row, "float_model": "c0ffee00", "float_seed": "9"} for row in acs]]
+    assert difference(made("s", *same), "acs", "rs2").clusters == 1  # type: ignore[union-attr]  # they share seeds
+
+
+def test_commits_are_named_where_there_are_several() -> None:
+    rows = [rows_of("rs2", 0.0, 2), [{**row, "commit": "b" * 40} for row in rows_of("acs", 0.0, 2, select="acs")]]
+    assert "4 runs, of commits bbbbbbb (2), c (2), " in cells_table(made("s", *rows), HOW)
+    assert "commit" not in cells_table(made("s", rows[0], rows_of("acs", 0.0, 2, select="acs")), HOW)
+
+
+PLAN = "base: {data: digits, epochs: 4}\nseeds: 4\ncells: [{name: '{select}', select: [rs2, acs]}, {name: full, select: none}]"
+
+
+def test_coverage_is_of_what_is_planned(tmp_path: Path) -> None:
+    for name in ("later", "now"):
+        (tmp_path / f"{name}.yaml").write_text(PLAN)
+    studies = {name: made(name, rows_of("rs2", 0.0, 3), rows_of("acs", 0.0, 2, select="acs")) for name in ("now", "unplanned")}
+    assert coverage_table(studies, plans_in(tmp_path)).splitlines()[2:] == [
+        "| `later` | 0 of 3 | 0 of 4 | 0 of 12 | – |",
+        "| `now` | 2 of 3 | 2–3 of 4 | 5 of 12 | 0.1 |",
+        "| `unplanned` | 2 | 2–3 | 5 | 0.1 |",
+    ]
 
 
 def test_a_page_is_filled_again_to_the_same_text() -> None:
     text = (
-        "a\n<!-- table: {study: s, where: {loss: [ce, kd]}} -->\nold\n<!-- /table -->\nb\n<!-- table: {study: t} -->\n<!-- /table -->\n"
+        "a\n<!-- table: {study: s, where: {loss: [ce]}} -->\nold\n<!-- /table -->\nb\n<!-- table: {study: digits} -->\n<!-- /table -->\n"
         "<!-- figures: {study: s, only: [dots, noise]} -->\n<!-- /figures -->\n"
     )
     rows = Evidence({"s": made("s", rows_of("rs2", 0.0), rows_of("acs", 1.0, select="acs"))})
     filled = evidence.filled(text, rows)
-    assert "old" not in filled and "| acs |" in filled and "Study `t` has no rows yet." in filled
+    assert "old" not in filled and "| acs |" in filled and "Study `digits` has no rows yet." in filled
     assert "![s, dots](results/figures/s_dots.png)" in filled and "no rows yet for the figure noise" in filled
     assert evidence.filled(filled, rows) == filled
 
 
 @pytest.mark.parametrize(
     ("marker", "message"),
-    [("{study: s, wehre: {}}", "unknown key wehre"), ("{study: s, kind: pie}", "unknown kind 'pie'"), ("{kind: cells}", "names no study")],
+    [
+        ("table: {study: s, wehre: {}}", "key: unknown 'wehre'; accepted: compare, cost, free, measure, study, where"),
+        ("table: {study: s, kind: pie}", f"kind: unknown 'pie'; accepted: {', '.join(sorted(KINDS))}"),
+        ("table: {kind: cells}", "names no study"),
+        ("table: {study: nosuch}", "study: unknown 'nosuch'"),
+        ("table: {study: digits, where: {lossy: kd}}", "where: setting: unknown 'lossy'"),
+        ("table: {study: digits, where: {loss: kdd}}", "where: no cell has loss 'kdd'; planned or run: ce, kd"),
+        ("table: {study: s, where: {cell: [rs2, asc]}}", "where: no cell has cell 'asc'; planned or run: acs, rs2"),
+        ("table: {study: s, where: {lr: 0.1}}", "setting that cells of the study differ in: unknown 'lr'"),
+        ("table: {study: s, where: [1]}", r"where must be a mapping of settings to values; got \[1\]"),
+        ("table: {study: s, compare: rs2}", "compare must be a mapping"),
+        ("table: {study: s, compare: {selectt: rs2}}", "compare: setting: unknown 'selectt'"),
+        ("table: {study: s, compare: {select: rs22}}", "compare: no cell has select 'rs22'"),
+        ("table: {study: s, compare: {select: rs2, loss: ce}}", "compare must be one setting"),
+        ("table: {study: s, free: epochs}", "free must be a list; got 'epochs'"),
+        ("table: {study: s, free: [nope]}", "free: unknown 'nope'"),
+        ("table: {study: s, measure: tset_accuracy}", "unknown 'tset_accuracy'"),
+        ("table: {study: s, kind: matrix, across: fractoin}", "unknown 'fractoin'"),
+        ("table: {study: s, kind: drift, where: {loss: kd}}", "key: unknown 'where'; accepted: study"),
+        ("figures: {study: s, only: [dot]}", "only: unknown 'dot'; accepted: correction, curves, dots"),
+        ("figures: {study: s, only: dots}", "only must be a list; got 'dots'"),
+    ],
 )
 def test_markers_are_checked(marker: str, message: str) -> None:
+    rows = Evidence({"s": made("s", rows_of("rs2", 0.0, 1), rows_of("acs", 0.0, 1, select="acs"))})
     with pytest.raises(InputError, match=message):
-        evidence.filled(f"<!-- table: {marker} -->\n<!-- /table -->", Evidence())
+        evidence.filled(f"<!-- {marker} -->\n<!-- /{marker.split(':')[0]} -->", rows)
 
 
 def test_figures_are_drawn_from_files_and_stay_small(tmp_path: Path) -> None:

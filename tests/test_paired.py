@@ -7,10 +7,12 @@ import math
 import numpy as np
 import pytest
 
+pytest.importorskip("scipy")
+
+from scipy import stats
+
 from fastqat._bench.paired import BETTER, NOT_WORSE, OPEN, WORSE, Paired, holm, paired, verdicts
 from fastqat._errors import InputError
-
-stats = pytest.importorskip("scipy.stats")
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -43,9 +45,24 @@ def test_unequal_clusters_by_hand() -> None:
     assert (found.mean, found.error, found.freedom) == (2.0, pytest.approx(math.sqrt(21) / 4), 2)
 
 
-def test_two_clusters_are_too_few_to_tell() -> None:
-    values = [1.0, 1.1, 0.0, 0.1]
-    assert paired(values, [0, 0, 1, 1]).half == paired(values).half
+def test_two_clusters_have_one_degree_of_freedom() -> None:
+    found, test = paired([1.0, 1.1, 0.0, 0.1], [0, 0, 1, 1]), stats.ttest_1samp([1.05, 0.05], 0)
+    assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert verdicts([found]) == [OPEN]
+
+
+@pytest.mark.parametrize("models", [2, 3])
+def test_intervals_cover_with_few_float_models(models: int) -> None:
+    random, missed = np.random.default_rng(0), 0
+    for _ in range(400):
+        shared = 0.5 * random.normal(size=models)
+        found = paired([shared[seed % models] + 0.2 * random.normal() for seed in range(8)], [seed % models for seed in range(8)])
+        missed += not found.low < 0 < found.high
+    assert missed / 400 < 0.08
+
+
+def test_one_cluster_is_said() -> None:
+    assert paired([0.5, 0.6, 0.7], [0, 0, 0]).one_model and not paired([0.5, 0.6, 0.7]).one_model
 
 
 def test_one_pair_tells_nothing() -> None:
@@ -54,10 +71,17 @@ def test_one_pair_tells_nothing() -> None:
     assert verdicts([found]) == [OPEN]
 
 
-def test_pairs_without_spread() -> None:
-    found = paired([0.5, 0.5])
-    assert (found.low, found.high) == (0.5, 0.5)
-    assert (found.p_value(), found.p_value(0.5)) == (0.0, 1.0)
+@pytest.mark.parametrize("values", [[0.28, 0.28], [0.2778, 0.2777, 0.2778], [-0.5, -0.5, -0.5]])
+def test_pairs_that_all_differ_by_the_same_tell_nothing(values: list[float]) -> None:
+    found = paired(values)
+    assert (found.low, found.high, found.p_value()) == (-math.inf, math.inf, 1.0)
+    assert verdicts([found]) == [OPEN]
+
+
+def test_pairs_that_do_not_differ() -> None:
+    found = paired([0.0, 0.0])
+    assert (found.low, found.high, found.p_value(), found.p_value(0.5)) == (0.0, 0.0, 1.0, 0.0)
+    assert verdicts([found]) == [NOT_WORSE]
 
 
 @pytest.mark.parametrize(("values", "clusters"), [([], None), ([math.nan, 1.0], None), ([1.0, 2.0], [0])])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,20 @@ def test_commands_parse() -> None:
             main([command, "--help"])
         except SystemExit as stop:
             assert not stop.code, command
+
+
+def trainings() -> list[str]:
+    """The ``fastqat train`` commands that name no run and no study of the reader's."""
+    lines = [line for block in blocks("sh") for line in block.splitlines() if "fastqat train " in line]
+    return [line for line in lines if "NAME" not in line and "--study" not in line]
+
+
+@pytest.mark.parametrize("line", trainings())
+def test_trainings_could_start(line: str, tmp_path: Path, one_thread: None) -> None:
+    """Settings, models and layers fit together; on digits, which are always there, nothing but the training is missing."""
+    from fastqat.cli import _parse_train
+    from fastqat.train.run import Run
+
+    config = _parse_train(shlex.split(line.partition("fastqat train ")[2], comments=True))
+    if config.data == "digits":
+        Run(replace(config, limit=300, fraction=0.2, runs=tmp_path), lambda text: None)

@@ -21,6 +21,8 @@ BlockInput = Literal["own", "student"]
 Grad = Literal["joint", "block"]
 # Share of the running means that a step replaces: they follow the last ten steps or so.
 _FOLLOW = 0.1
+# λ of the paper.
+WEIGHT = 1e5
 
 
 class Corrected(NamedTuple):
@@ -51,17 +53,20 @@ class CascadedCorrection:
             outermost. ``"convs"``: every convolution. A pattern of module names, or several (a list, or a text with commas): ``layer1.*``
             is all children of ``layer1``; a ``*`` stands within one part of a name between dots. Pairs ``{name in the student: name in the
             teacher}``, in a text ``a=b``: needed for a teacher of another architecture.
-        distribution: ``"channel"``, ``"spatial"``, ``"flat"`` or ``"mse"``. Channels are at axis 1; of layers with linear layers or layer
+        distribution: ``"channel"``, ``"spatial"``, ``"flat"`` (each by `fastqat.feature_kl`, ``channel`` on the means over positions: of
+            the teacher's output nothing else is kept) or ``"mse"``. Channels are at axis 1; of layers with linear layers or layer
             norms but no convolution and no batch or group norm, such as the blocks of vision transformers ``[N, T, C]`` and
             ``[N, H, W, C]``, at the last. Of an output that is a tuple the first tensor counts.
         reduction: ``"elements"``: each layer's divergence is divided by the number of values of a distribution and averaged over
             distributions and samples (as ``F.kl_div`` does with ``reduction="mean"``); ``"rows"``: only averaged.
-        weight: λ, for ``balance="fixed"``.
         balance: ``"auto"``: λ such that λ L_CLC / L_KD stays near `ratio`: ratio · (mean L_KD) / (mean L_CLC), running means of about the
-            last ten steps, kept on the device and over all processes (two numbers are exchanged in a step).
-        ratio: see `balance`.
+            last ten steps, kept on the device and over all processes (two numbers are exchanged in a step); a batch with a loss that is
+            not finite leaves them alone. λ has no upper bound: the closer the models, the larger it is. ``"fixed"``: λ is `weight`.
+        ratio: for ``balance="auto"``.
+        weight: λ, for ``balance="fixed"``. The paper states 1e5, with a normalisation that it does not give: with ``channel`` and
+            ``elements`` this weight is of use, with other distributions and reductions the correction is of another size.
         block_input: ``"own"``, or ``"student"``: each layer of the teacher is fed what the student's layer is fed, so that what is
-            corrected is the error of this layer alone; that costs a second forward of the teacher's layers.
+            corrected is the error of this layer alone; that costs a copy of these inputs and a second forward of the teacher's layers.
         grad: ``"joint"``: the correction of a layer reaches all layers before it. ``"block"``: it reaches the parameters of this layer
             only, and L_KD all of them: each layer has a backward pass of its own as soon as it has run, about the cost of a backward of
             these layers, and needs as much memory again for their gradients.
@@ -74,13 +79,14 @@ class CascadedCorrection:
         gradients before: it is compiled with the hooks in its first call here, and later steps use that. ``grad="block"`` goes through
         a compiled backward twice; where torch refuses that for donated buffers, its message names the setting.
 
-    Source: Tong et al., QuaRC, 2025 (arXiv 2507.17768), L_CLC; which layers, distributions and reductions: our choice, an option each.
+    Source: Tong et al., QuaRC, 2025 (arXiv 2507.17768), L_CLC; which layers, distributions and reductions, and the balance: our choice, an
+    option each.
 
     Example:
         >>> import torch
         >>> from torch import nn
         >>> student, teacher = (nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)) for _ in range(2))
-        >>> clc = CascadedCorrection(student, teacher, layers="convs", balance="auto")
+        >>> clc = CascadedCorrection(student, teacher, layers="convs")
         >>> clc.names
         ['0']
         >>> logits, taught, correction = clc(torch.randn(2, 1, 8, 8))
@@ -98,9 +104,9 @@ class CascadedCorrection:
         layers: str | Iterable[str] | Mapping[str, str] = "blocks",
         distribution: Distribution = "channel",
         reduction: Reduction = "elements",
-        weight: float = 1e5,
-        balance: Balance = "fixed",
+        balance: Balance = "auto",
         ratio: float = 1.0,
+        weight: float = WEIGHT,
         block_input: BlockInput = "own",
         grad: Grad = "joint",
     ):
@@ -151,9 +157,11 @@ class CascadedCorrection:
 
     @torch.no_grad()
     def _balanced(self, correction: Tensor, kd: Tensor, share: float) -> Tensor:
-        """λ from the running means, of which this step is a part: no single step can be more than 1 / _FOLLOW times above `ratio`."""
+        """λ from the running means, of which this step is a part: its λ L_CLC is at most ratio / _FOLLOW times the mean of L_KD."""
         now = averaged(torch.stack([kd.float(), correction.float()]).clamp_min(0), share)
-        self._means = now if self._means is None else torch.lerp(self._means.to(now.device), now, _FOLLOW)
+        old = now if self._means is None else self._means.to(now.device)
+        old = torch.where(old.isfinite(), old, now)  # the first step was not finite
+        self._means = torch.where(now.isfinite().all(), torch.lerp(old, now, _FOLLOW), old)
         kd_mean, correction_mean = self._means
         return torch.where(correction_mean > 0, self.ratio * kd_mean / correction_mean, 0.0)
 
@@ -196,3 +204,7 @@ def _check(student: nn.Module, teacher: nn.Module, chosen: Mapping[str, str], nu
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not (math.isfinite(number) and number > 0):
             raise InputError(f"{name} must be a finite number above 0; got {number!r}")
+    if chosen["balance"] == "auto" and numbers["weight"] != WEIGHT:
+        raise InputError(f"weight={numbers['weight']!r} is for balance='fixed'; pass that with it, or ratio= in its place")
+    if chosen["balance"] == "fixed" and numbers["ratio"] != 1:
+        raise InputError(f"ratio={numbers['ratio']!r} is for balance='auto'; pass that with it, or weight= in its place")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -106,7 +106,7 @@ def _pairs(student: nn.Module, teacher: nn.Module, layers: str | Iterable[str] |
     if isinstance(layers, Mapping):
         entries = [f"{name}={other}" for name, other in layers.items()]
     else:
-        entries = [part.strip() for part in layers.split(",")] if isinstance(layers, str) else list(layers)
+        entries = [part.strip() for part in layers.split(",")] if isinstance(layers, str) else _listed(layers)
     if not entries or not all(isinstance(entry, str) and entry for entry in entries):
         raise InputError(f"layers must be 'blocks', 'convs', patterns of module names, or pairs of names; got {layers!r}")
     pairs: dict[str, str] = {}
@@ -116,18 +116,22 @@ def _pairs(student: nn.Module, teacher: nn.Module, layers: str | Iterable[str] |
     return list(pairs.items())
 
 
+def _listed(layers: Any) -> list[Any]:
+    return list(layers) if isinstance(layers, Iterable) else []
+
+
 _FINDERS = {"blocks": blocks_of, "convs": _convs_of}
 
 
 def _of_kind(kind: str, mine: list[str], others: list[str]) -> list[tuple[str, str]]:
     if not mine:
-        raise InputError(f"no {kind} found in the student; name its layers instead, such as layers=['layer1.*', 'head']")
+        raise InputError(f"no {kind} found in the student; name its layers instead, such as layers='layer1.*,head'")
     if mine != others:
         alone = next((f"{name} of the student" for name in mine if name not in others), None)
         alone = alone or next((f"{name} of the teacher" for name in others if name not in mine), "their order")
         raise InputError(
             f"the {kind} of student ({len(mine)}) and teacher ({len(others)}) differ, first in {alone}; a teacher of another architecture "
-            "needs pairs: layers={'name in the student': 'name in the teacher', ...}, of layers whose outputs have one shape"
+            "needs pairs STUDENT=TEACHER of layers whose outputs have one shape, such as layers='layer1.0=layer1.4,layer2.0=layer2.4'"
         )
     return [(name, name) for name in mine]
 
@@ -149,7 +153,7 @@ def _must_have(model: nn.Module, whose: str, name: str) -> None:
     try:
         model.get_submodule(name)
     except AttributeError:
-        pairs = "; or give pairs: layers={'name in the student': 'name in the teacher', ...}" if whose == "teacher" else ""
+        pairs = "; or give pairs STUDENT=TEACHER, such as layers='layer1.0=layer1.4'" if whose == "teacher" else ""
         raise InputError(f"the {whose} has no layer {name!r}; {_existing(model)}{pairs}") from None
 
 

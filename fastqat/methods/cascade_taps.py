@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from fastqat._errors import InputError
 from fastqat.methods.cascade_layers import Layer
@@ -48,20 +49,19 @@ class Taps:
 
     @torch.no_grad()
     def teach(self, run: Callable[[], Any]) -> Any:
-        """``run()``, a forward of the teacher; its layers' outputs are kept for `compare`."""
+        """``run()``, a forward of the teacher; its layers' outputs are kept for `compare`, unless that feeds them anew."""
         self._clear()
-        if self.fed:
-            return run()
         with ExitStack() as stack:
             for layer, hook in zip(self.layers, self._keep, strict=True):
                 stack.callback(layer.teacher.register_forward_hook(hook).remove)
             output = run()
-        changed = {place for place, kept, version in self._seen if kept._version != version}
-        self._seen.clear()
-        if changed <= self._overwritten:
-            return output
+        changed = {place for place, kept, version in self._seen if kept._version != version} - self._overwritten
         self._overwritten |= changed  # a later layer works in place: from now on these are copied
-        return self.teach(run)
+        if self.fed:
+            self._clear()
+            return output
+        self._seen.clear()
+        return self.teach(run) if changed else output
 
     def compare(self, run: Callable[[], Any], weights: Tensor | None) -> tuple[Any, Tensor]:
         """``run()``, a forward of the student, and Σ over layers of the divergence from the teacher, a mean over the batch.
@@ -106,8 +106,9 @@ class Taps:
 
     @torch.no_grad()
     def _feed_teacher(self, place: int, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Before the student's layer, which may overwrite its input: the teacher's layer on the same input."""
+        """Before the student's layer, which may overwrite its input: the teacher's layer on a copy, which it may overwrite."""
         layer = self.layers[place]
+        args, kwargs = _pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
         self._taught[place].append(feature_map(layer.teacher(*args, **kwargs), layer, self.distribution))
 
     def _compare_output(self, place: int, module: nn.Module, args: Any, output: Any) -> None:

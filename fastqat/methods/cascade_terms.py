@@ -40,7 +40,7 @@ def feature_map(output: Any, layer: Layer, distribution: Distribution) -> Tensor
 
 
 def divergence(student: Tensor, teacher: Tensor, layer: Layer, distribution: Distribution, reduction: Reduction) -> Tensor:
-    """Of each sample ``[N]``, fp32: KL(p_Q ‖ p_F) of two results of `feature_map`, or their squared error.
+    """Of each sample ``[N]``, fp32: KL(p_Q ‖ p_F) of two results of `feature_map`, or their squared error; there may be no sample.
 
     Raises:
         InputError: the shapes differ.
@@ -48,11 +48,12 @@ def divergence(student: Tensor, teacher: Tensor, layer: Layer, distribution: Dis
     if student.shape != teacher.shape:
         raise InputError(
             f"layer {layer.name!r} gives {list(student.shape)} in the student and {layer.teacher_name!r} {list(teacher.shape)} in the "
-            "teacher; compare layers of one shape: layers={'name in the student': 'name in the teacher', ...}"
+            "teacher; compare layers of one shape, in pairs STUDENT=TEACHER such as layers='layer1.0=layer1.4'"
         )
     if distribution == "mse":
         error = (student.float() - teacher.float()).square().flatten(1)
         return error.mean(1) if reduction == "elements" else error.sum(1)
     rows = feature_kl(student, teacher, distribution=distribution)
-    each = rows.reshape(len(rows), -1).mean(1)
-    return each / (student[0].numel() // rows[0].numel()) if reduction == "elements" else each
+    values = student.shape[1:].numel() // rows.shape[1:].numel()
+    each = rows if rows.dim() == 1 else rows.mean(1)
+    return each / values if reduction == "elements" else each

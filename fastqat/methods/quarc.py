@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fastqat._errors import InputError
-from fastqat.methods.cascade import Balance, BlockInput, CascadedCorrection, Grad
+from fastqat.methods.cascade import WEIGHT, Balance, BlockInput, CascadedCorrection, Grad
 from fastqat.methods.cascade_terms import Distribution, Reduction
 from fastqat.selection.budget import check_count
+from fastqat.selection.forwards import device_of
 from fastqat.selection.policies import ScoredSubset
 from fastqat.selection.schedules import Schedule, beta_at
 from fastqat.selection.scores.quarc import Normalize, blend
@@ -98,7 +99,7 @@ class QuaRC(QuaRCSubset):
         dataset, epochs, fraction, interval, options: of `QuaRCSubset`.
         student: the quantized model, calibrated, or it in `DistributedDataParallel` or compiled.
         teacher: the full-precision model, or a `TeacherCache` made from it.
-        layers, distribution, reduction, weight, balance, ratio, block_input, grad: of `CascadedCorrection`.
+        layers, distribution, reduction, balance, ratio, weight, block_input, grad: of `CascadedCorrection`.
 
     Raises:
         InputError, DataError: as these two.
@@ -115,7 +116,7 @@ class QuaRC(QuaRCSubset):
         >>> from torch.utils.data import DataLoader, TensorDataset
         >>> data = TensorDataset(torch.randn(200, 8), torch.arange(200) % 4)
         >>> student, teacher = (nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)) for _ in range(2))
-        >>> quarc = QuaRC(data, student, teacher, fraction=0.1, epochs=4, interval=2, layers=["0"], balance="auto")
+        >>> quarc = QuaRC(data, student, teacher, fraction=0.1, epochs=4, interval=2, layers=["0"])
         >>> for epoch in range(4):
         ...     changed = quarc.begin_epoch(epoch)
         ...     for x, y in DataLoader(data, 10, sampler=quarc.sampler):
@@ -135,9 +136,9 @@ class QuaRC(QuaRCSubset):
         layers: str | Iterable[str] | Mapping[str, str] = "blocks",
         distribution: Distribution = "channel",
         reduction: Reduction = "elements",
-        weight: float = 1e5,
-        balance: Balance = "fixed",
+        balance: Balance = "auto",
         ratio: float = 1.0,
+        weight: float = WEIGHT,
         block_input: BlockInput = "own",
         grad: Grad = "joint",
         **options: Any,
@@ -146,24 +147,35 @@ class QuaRC(QuaRCSubset):
         if not isinstance(model, nn.Module):
             raise InputError("teacher must be the full-precision model: its layers are compared, and logits alone have none")
         self.correction = CascadedCorrection(
-            student, model, layers=layers, distribution=distribution, reduction=reduction, weight=weight, balance=balance, ratio=ratio,
+            student, model, layers=layers, distribution=distribution, reduction=reduction, balance=balance, ratio=ratio, weight=weight,
             block_input=block_input, grad=grad,
         )  # fmt: skip
         super().__init__(dataset, student, teacher, epochs=epochs, **options)
         self.teacher_logits: Tensor | None = None
 
-    def loss(self, x: Any) -> tuple[Tensor, Tensor]:
+    def loss(self, x: Any, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """L_KD + λ L_CLC of a batch, and the student's logits ``[B, K]``: both models run in here.
 
         Args:
             x: inputs of both models, on their device. Under ``torch.autocast`` both run in its dtype; the loss is fp32 all the same.
+            indices: int64 ``[B]``, the samples' places in the data set, such as `fastqat.selection.IndexedDataset` gives; needed where the
+                selector gives samples loss weights (``method="infobatch"``): the means are then of weight · loss.
 
         Raises:
-            InputError: as `CascadedCorrection`.
+            InputError: as `CascadedCorrection`, or no `indices` where there are loss weights.
         """
-        logits, self.teacher_logits, correction = self.correction(x)
-        kd = F.cross_entropy(logits.float(), self.teacher_logits.softmax(1))
+        weights = self._loss_weights(indices)
+        logits, self.teacher_logits, correction = self.correction(x, weights=weights)
+        each = F.cross_entropy(logits.float(), self.teacher_logits.softmax(1), reduction="none")
+        kd = (each if weights is None else each * weights).mean()
         return kd + self.correction.weighted(correction, kd), logits
+
+    def _loss_weights(self, indices: Tensor | None) -> Tensor | None:
+        if self.sampler.weights is None:
+            return None
+        if indices is None:
+            raise InputError(f"method={self.method!r} gives samples loss weights; pass loss(x, indices), as IndexedDataset yields them")
+        return self.sampler.loss_weights(indices).to(device_of(self.correction.student))
 
     def state_dict(self) -> dict[str, Any]:
         """As `ScoredSubset.state_dict`, with the state of the correction."""

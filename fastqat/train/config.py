@@ -5,21 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_type_hints
 
 import yaml
 
 from fastqat._errors import InputError
+from fastqat.selection.scores.registry import get_score
 from fastqat.selection.selectors import list_selectors
 from fastqat.train.flags import TrainFlags
+from fastqat.train.run_names import made_name
 from fastqat.train.setting_types import OWN_POLICIES, RECIPES, of_type, options_text
 
-# What may differ between a run and its resumption: nothing here changes a weight.
+# What may differ between a run and its resumption: nothing here changes a weight, but for its last bits, which threads do.
 FREE_ON_RESUME = frozenset(
-    {"config", "recipe", "study", "jobs", "minutes", "data_root", "name", "runs", "float_cache", "resume", "overwrite", "progress"}
+    {"config", "recipe", "study", "only", "results", "jobs", "minutes"}
+    | {"data_root", "name", "runs", "float_cache", "resume", "overwrite", "progress"}
     | {"report", "threads", "checkpoint_seconds", "rho"}
 )
 # What the data of a run depend on, beside their files.
@@ -30,7 +35,6 @@ DATA_FIELDS = (
     "limit",
     "label_noise",
     "label_noise_type",
-    "oracle_teacher",
     "noise_seed",
     "augment",
     "image_size",
@@ -53,7 +57,8 @@ FLOAT_FIELDS = (
 
 @dataclass(frozen=True)
 class TrainConfig(TrainFlags):
-    """The settings of a run, checked. What `recipe` names is put under other settings by `of` and `from_yaml`, not by the constructor.
+    """The settings of a run, checked. What `recipe` names is put under other settings by `of` and `from_yaml`; the constructor takes all
+    settings as they are, and refuses a recipe that is not in them.
 
     Raises:
         InputError: a value of another type or out of range.
@@ -61,8 +66,11 @@ class TrainConfig(TrainFlags):
     Example:
         >>> TrainConfig(data="cifar10", select="acs", fraction=0.05).run_name
         'cifar10-resnet8-w2a32-acs5-ce-seed0'
-        >>> TrainConfig.of({"recipe": "acs-cifar100", "epochs": 20}).run_name
-        'cifar100-mobilenet_v2_half-w2a32-acs10-ce-seed0'
+        >>> TrainConfig(data="cifar10", select="acs", fraction=0.05, epochs=40, lr=0.02).run_name
+        'cifar10-resnet8-w2a32-acs5-ce-seed0-15a2b8'
+        >>> config = TrainConfig.of({"recipe": "acs-cifar100", "epochs": 20})
+        >>> config.model, config.epochs, config.batch_size
+        ('mobilenet_v2_half', 20, 256)
     """
 
     def __post_init__(self) -> None:
@@ -72,12 +80,13 @@ class TrainConfig(TrainFlags):
 
     @property
     def run_name(self) -> str:
-        """`name`, or one made from the settings that runs differ in most."""
-        data = self.data.partition(":")[0] if ":" not in self.data else Path(self.data.partition(":")[2]).stem
-        chosen = self.select if self.select == "none" else f"{self._selection_name()}{100 * self.fraction:g}"
-        qconfig = "-".join([self.qconfig.replace(":", "-"), *([self.quantizer] if self.quantizer != "lsq" else [])])
-        parts = [data, *self._noise_name(), self.model, qconfig, chosen, self._loss_name(), *self._teacher_name(), f"seed{self.seed}"]
-        return self.name or "-".join(parts)
+        """`name`, or one made from the settings that runs differ in most, with a hash where others are not the defaults either."""
+        return self.name or made_name(self, self._changed())
+
+    def _changed(self) -> dict[str, Any]:
+        """The settings that are not the defaults, without those that may differ between a run and its resumption."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {name: value for name, value in vars(self).items() if name not in FREE_ON_RESUME and value != defaults[name]}
 
     @property
     def used_float_seed(self) -> int:
@@ -94,31 +103,11 @@ class TrainConfig(TrainFlags):
         """Seed of the wrong labels; None where there are none."""
         return self.used_float_seed if self.label_noise else None
 
-    def _noise_name(self) -> list[str]:
-        kind = "asym" if self.label_noise_type == "asymmetric" else ""
-        return [f"noise{100 * self.label_noise:g}{kind}{'-oracle' if self.oracle_teacher else ''}"] if self.label_noise else []
-
-    def _teacher_name(self) -> list[str]:
-        return [name for name in (self.teacher, self.teacher_checkpoint and self.teacher_checkpoint.stem) if name]
-
-    def _loss_name(self) -> str:
-        """The loss, with the options of the layer correction that are not the defaults."""
-        if self.loss != "kd_clc":
-            return self.loss
-        usual = {field.name: field.default for field in dataclasses.fields(self)}
-        named = {name: getattr(self, name) for name in ("clc_layers", "clc_distribution", "clc_reduction", "clc_block_input", "clc_grad")}
-        parts = [self.loss, *(re.sub(r"\W+", "_", value) for name, value in named.items() if value != usual[name])]
-        weighted = f"auto{self.clc_ratio:g}" if self.clc_balance == "auto" else f"weight{self.clc_weight:g}"
-        return "-".join(parts if (self.clc_balance, self.clc_weight) == ("fixed", usual["clc_weight"]) else [*parts, weighted])
-
-    def _selection_name(self) -> str:
-        """The selection, with what distinguishes it from others of that name."""
-        parts = [self.select, self.used_score] if self.used_score else [self.select]
-        if self.select not in OWN_POLICIES:
-            parts += [self.features.replace(".", "_")] if self.features else []
-        parts += [self.score_normalize] if self.select == "quarc" and self.score_normalize != "none" else []
-        parts += ["static"] if self.interval is None and self.select not in ("none", "rs2") else []
-        return "-".join([*parts, "train"] if self.score_source == "train" else parts)
+    @property
+    def oracle_models(self) -> tuple[str, ...]:
+        """Which of the float models may have seen the labels before `label_noise`: with `oracle_teacher` the teacher, and given weights."""
+        given = ("float",) if self.float_checkpoint is not None else ()
+        return (*given, "teacher") if self.oracle_teacher else ()
 
     @property
     def selector_options(self) -> dict[str, Any]:
@@ -131,7 +120,7 @@ class TrainConfig(TrainFlags):
 
     def saved(self) -> TrainConfig:
         """The settings that a run keeps: without its name and what was asked of this start only, so that they start other runs too."""
-        return dataclasses.replace(self, config=None, name=None, resume=False, overwrite=False)
+        return dataclasses.replace(self, config=None, name=None, resume=False, overwrite=False, jobs=1)
 
     def to_yaml(self) -> str:
         """The settings as YAML text, in the order of the fields; `from_yaml` reads it back."""
@@ -158,12 +147,28 @@ class TrainConfig(TrainFlags):
         return cls.of(values if recipe is None else {**values, "recipe": recipe}, source=f"{path}: ")
 
 
-def _recipe(name: str | None) -> dict[str, Any]:
+def without_effect(settings: Mapping[str, Any]) -> frozenset[str]:
+    """Those of `settings` that change nothing: of the layer correction, where the loss is without it.
+
+    Example:
+        >>> without_effect({"loss": "kd", "clc_balance": "fixed"}), without_effect({"loss": "kd_clc", "clc_balance": "fixed"})
+        (frozenset({'clc_balance'}), frozenset())
+    """
+    return frozenset(name for name in settings if name.startswith("clc_") and settings.get("loss") != "kd_clc")
+
+
+@cache
+def _recipe(name: str | None) -> Mapping[str, Any]:
     """The settings of the recipe called `name`."""
     if name is None:
         return {}
     path = RECIPES / f"{name}.yaml"
-    return checked(read_mapping(path), source=f"{path}: ")
+    return MappingProxyType(checked(read_mapping(path), source=f"{path}: "))
+
+
+def free_on_resume(settings: Any) -> frozenset[str]:
+    """Names of `settings` that may differ between a run and its resumption: `FREE_ON_RESUME`, and those without effect on this run."""
+    return FREE_ON_RESUME | without_effect(vars(settings))
 
 
 def yaml_of(settings: Any) -> str:
@@ -226,19 +231,54 @@ def _check_values(config: TrainConfig) -> None:
     if config.resume and config.overwrite:
         raise InputError("resume keeps a run and overwrite deletes it; give one of them")
     _check_noise(config)
-    for name in ("clc_weight", "clc_ratio"):
+    _check_teacher(config)
+    _check_recipe(config)
+    _check_correction(config)
+
+
+def _check_correction(config: TrainConfig) -> None:
+    for name, balance in (("clc_weight", "fixed"), ("clc_ratio", "auto")):
         value = getattr(config, name)
         if not (math.isfinite(value) and value > 0):
             raise InputError(f"{name} must be a finite number above 0; got {value}; loss kd is without the layer correction")
+        if config.clc_balance != balance and value != getattr(TrainFlags, name):
+            raise InputError(f"{name} {value:g} is for clc_balance {balance}; use clc_balance={balance!r}, or leave {name} out")
 
 
 def _check_noise(config: TrainConfig) -> None:
     if not 0 <= config.label_noise < 1:
         raise InputError(f"label_noise must lie in [0, 1); got {config.label_noise}")
     if config.oracle_teacher and not config.label_noise:
-        raise InputError("oracle_teacher trains the float model on the labels before label_noise; set label_noise above 0, or leave it out")
-    if config.oracle_teacher and config.float_checkpoint is not None and (config.teacher is None or config.teacher_checkpoint is not None):
-        raise InputError("oracle_teacher says how float models are trained, and checkpoints give them here; leave it out")
+        raise InputError("oracle_teacher trains the teacher on the labels before label_noise; set label_noise above 0, or leave it out")
+    given = [name for name in ("float_checkpoint", "teacher_checkpoint") if getattr(config, name) is not None]
+    if config.label_noise and given and not config.oracle_teacher:
+        raise InputError(
+            f"the weights of {given[0]} may come from labels without label_noise; leave it out, or mark the run with oracle_teacher=True"
+        )
+
+
+def _check_teacher(config: TrainConfig) -> None:
+    """Refuse a teacher that would be trained, perhaps for days, and that neither the loss nor the selection looks at."""
+    compared = config.used_score is not None and "teacher" in get_score(config.used_score).needs
+    if config.loss != "ce" or config.select in ("acs", "quarc") or compared:
+        return
+    if asked := [name for name in ("teacher", "teacher_checkpoint", "oracle_teacher") if getattr(config, name)]:
+        told = f"neither loss ce nor select {config.select} looks at a teacher"
+        raise InputError(f"{told}; leave {', '.join(asked)} out, or choose loss='kd' or select='acs'")
+
+
+def _check_recipe(config: TrainConfig) -> None:
+    """Refuse a recipe that is a name only: its settings are put in before the constructor is called."""
+    if config.recipe is None:
+        return
+    usual = {field.name: field.default for field in dataclasses.fields(config)}
+    stated = {name: value for name, value in _recipe(config.recipe).items() if value != usual[name]}
+    absent = [name for name in stated if getattr(config, name) == usual[name]]
+    if 2 * len(absent) > len(stated):
+        raise InputError(
+            f"recipe {config.recipe!r} is read by TrainConfig.of({{'recipe': ...}}), from_yaml and the command line, not by the "
+            f"constructor; of what it states {', '.join(absent)} would stay at the defaults"
+        )
 
 
 def _check_name(name: str | None) -> None:

@@ -21,7 +21,7 @@ from fastqat.train.batches import TrainBatch
 class EpochResult(NamedTuple):
     """Means over one pass of all processes: `loss` per sample, `accuracy` in [0, 1], `samples`, `steps`, `seconds`.
 
-    `correction` is the part of the loss that corrects layers, per sample; None where there is none.
+    `clc_ratio` is λ L_CLC / L_KD of their sums over the pass; None without a layer correction, or where L_KD is 0.
     """
 
     loss: float
@@ -29,16 +29,16 @@ class EpochResult(NamedTuple):
     samples: int
     steps: int
     seconds: float
-    correction: float | None = None
+    clc_ratio: float | None = None
 
 
 class Forward(NamedTuple):
-    """One batch: the student's `logits` and the teacher's, where it ran, ``[B, K]``; the `loss`, and its part that corrects layers."""
+    """One batch: the student's `logits` and the teacher's, where it ran, ``[B, K]``; the `loss`, and its `parts` L_KD and λ L_CLC."""
 
     logits: Tensor
     taught: Tensor | None
     loss: Tensor
-    correction: Tensor | None = None
+    parts: tuple[Tensor, Tensor] | None = None
 
 
 class Objective:
@@ -94,27 +94,27 @@ class _Tally:
         self.bar, self.start, self.samples, self.steps = bar, time.perf_counter(), 0, 0
         self.loss: Tensor | float = 0.0
         self.correct: Tensor | float = 0.0
-        self.correction: Tensor | None = None
+        self.parts: Tensor | None = None
 
-    def add(self, loss: Tensor, logits: Tensor, y: Tensor, counted: bool = True, correction: Tensor | None = None) -> None:
-        """One batch; `loss` and `correction` are its means. One that is not counted is a step without samples."""
+    def add(self, loss: Tensor, logits: Tensor, y: Tensor, counted: bool = True, parts: tuple[Tensor, Tensor] | None = None) -> None:
+        """One batch; `loss` and `parts` are its means. One that is not counted is a step without samples."""
         self.steps += 1
         if not counted:
             return
         self.loss = self.loss + loss.detach() * len(y)
         self.correct = self.correct + (logits.detach().argmax(1) == y).sum()
-        if correction is not None:
-            part = correction.detach() * len(y)
-            self.correction = part if self.correction is None else self.correction + part
+        if parts is not None:
+            sums = torch.stack(parts).detach() * len(y)
+            self.parts = sums if self.parts is None else self.parts + sums
         self.samples += len(y)
         if self.bar is not None:
             self.bar.advance(len(y))
 
     def result(self) -> EpochResult:
-        part = 0.0 if self.correction is None else float(self.correction)
-        loss, correct, n, part = summed(float(self.loss), float(self.correct), self.samples, part)
-        correction = None if self.correction is None else part / n
-        return EpochResult(loss / n, correct / n, int(n), self.steps, time.perf_counter() - self.start, correction)
+        parts = [0.0, 0.0] if self.parts is None else self.parts.tolist()
+        loss, correct, n, kd, correction = summed(float(self.loss), float(self.correct), self.samples, *parts)
+        ratio = correction / kd if kd else None
+        return EpochResult(loss / n, correct / n, int(n), self.steps, time.perf_counter() - self.start, ratio)
 
 
 def cosine_factor(progress: float) -> float:
@@ -143,13 +143,13 @@ def train_epoch(
         weights = None if sampler.weights is None else sampler.loss_weights(batch.indices).to(y.device, non_blocking=True)
         set_lr(tally.steps)
         with torch.autocast(y.device.type, torch.bfloat16, enabled=amp):
-            logits, taught, loss, correction = objective.forward(model, batch, weights, asks=asks)
+            logits, taught, loss, parts = objective.forward(model, batch, weights, asks=asks)
         optimizer.zero_grad()
         (loss * batch.share).backward()
         optimizer.step()
         if batch.share > 0:
             policy.observe(batch.indices, logits, y, taught)
-        tally.add(loss, logits, y, batch.share > 0, correction)
+        tally.add(loss, logits, y, batch.share > 0, parts)
     return tally.result()
 
 

@@ -19,10 +19,14 @@ class TrainFlags:
     """Settings of a paper by name, under those of config and of flags."""
     study: Path | None = None
     """YAML file of a grid of runs: run them all, or those that are left; other settings are in the file."""
+    only: str | None = None
+    """Run only the cells of a study whose names fit one of these patterns, with commas between: acs*,rs2."""
+    results: Path | None = None
+    """Folder of the rows of a study; default: results beside the folder studies that its file is in, else RUNS/STUDY."""
     jobs: int = 1
     """Runs of a study side by side."""
     minutes: float | None = None
-    """Stop a study after so many minutes, at a place from which the same command goes on."""
+    """Stop a study after so many minutes, at a place from which the same command goes on; 0: tell what is left, and how long it takes."""
     data: str = "digits"
     """digits, fashion-mnist, cifar10, cifar100, watch, imagefolder:PATH or npz:PATH."""
     data_root: Path | None = None
@@ -37,8 +41,8 @@ class TrainFlags:
     label_noise_type: Literal["symmetric", "asymmetric"] = "symmetric"
     """symmetric: any other class, all alike; asymmetric: the next class."""
     oracle_teacher: bool = False
-    """Train the float model, and a teacher, on the labels before label_noise: what no user has, to tell the teacher's part from the
-    student's."""
+    """The teacher learns from the labels before label_noise, as no user's can; the float model that the student starts from does not.
+    Needed with weights that are given: then it says that they may have seen those labels."""
     augment: Literal["auto", "none"] = "auto"
     """auto: random crop and flip where the data set has them; none: the pictures as they are."""
     image_size: int = 224
@@ -51,7 +55,8 @@ class TrainFlags:
     teacher: str | None = None
     """Model that distillation and the scores compare with, of any architecture, trained as the float model is; default: the float model."""
     teacher_checkpoint: Path | None = None
-    """Weights of the teacher (a state_dict saved by torch.save) instead of training it; without teacher they are of another MODEL."""
+    """Weights of the teacher (a state_dict saved by torch.save) instead of training it; without teacher they are of
+    another model of the architecture MODEL."""
     float_checkpoint: Path | None = None
     """Start from these float weights (a state_dict saved by torch.save) instead of training them."""
     float_epochs: int = 20
@@ -100,7 +105,7 @@ class TrainFlags:
     first_select: Literal["scores", "random"] = "scores"
     """What selections by scores start from in epoch 0, when quantization has just shaken the model."""
     bn_reestimate: int = 0
-    """Batches of random samples that renew the batch-norm statistics before scoring and after the last epoch; 0: off."""
+    """Batches of random samples that renew the batch-norm statistics before scoring, and after the last epoch whatever selects; 0: off."""
 
     loss: Literal["ce", "kd", "kd_clc"] = "ce"
     """ce: cross-entropy to the labels; kd: to the outputs of the teacher; kd_clc: kd with the cascaded layer correction of QuaRC."""
@@ -111,12 +116,12 @@ class TrainFlags:
     channel; flat: over all values; mse: none, the mean squared error instead."""
     clc_reduction: Literal["elements", "rows"] = "elements"
     """Mean of the divergence over all elements of the distributions, or over the distributions."""
-    clc_weight: float = 1e5
-    """Weight of the correction beside kd, as in the paper."""
-    clc_balance: Literal["fixed", "auto"] = "fixed"
-    """fixed: clc_weight; auto: a weight that keeps correction / kd near clc_ratio."""
+    clc_balance: Literal["auto", "fixed"] = "auto"
+    """Weight of the correction beside kd: auto: one that keeps correction / kd near clc_ratio; fixed: clc_weight."""
     clc_ratio: float = 1.0
     """Ratio that clc_balance auto keeps."""
+    clc_weight: float = 1e5
+    """Weight for clc_balance fixed; the paper's, which states no normalisation: of use with channel and elements."""
     clc_block_input: Literal["own", "student"] = "own"
     """What each float layer is fed: own: the output of the float layer before it; student: that of the quantized one."""
     clc_grad: Literal["joint", "block"] = "joint"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
 from fastqat._distributed import on_first, world
 from fastqat._errors import CheckpointError
+from fastqat._files import naming_errors
 from fastqat.nn.param_groups import param_groups
 from fastqat.selection.table import ScoreTable
 from fastqat.train.checkpoint import CheckpointStore, check_same_data, load_state, load_weights, save_state
@@ -25,6 +28,7 @@ from fastqat.train.pool import RunData
 from fastqat.train.recorded import RecordedSet
 from fastqat.train.stage import Stage, StagePlan
 
+_PATIENCE = 20.0  # seconds between two words of a process that waits for another
 # Raise it when the float stage changes so that old cached weights would not be trained again.
 _CACHE_FORMAT = 2
 
@@ -51,12 +55,18 @@ def _digest(facts: list[str]) -> str:
 
 
 def teacher_config(config: TrainConfig) -> TrainConfig | None:
-    """The settings that the teacher of `config` is made with, as if it were the float model; None where the float model is the teacher."""
-    if config.teacher_checkpoint is None and config.teacher in (None, config.model):
+    """The settings that the teacher of `config` is made with, as if it were the float model; None where the float model is the teacher.
+
+    An oracle teacher is trained on the labels before label noise. Weights that are given stay what they are: without a teacher of its own a
+    run with ``float_checkpoint`` has no other.
+    """
+    own = config.teacher_checkpoint is not None or config.teacher not in (None, config.model)
+    if not own and not (config.oracle_teacher and config.float_checkpoint is None):
         return None
-    return replace(
-        config, model=config.teacher or config.model, float_checkpoint=config.teacher_checkpoint, teacher=None, oracle_teacher=False
-    )
+    changed: dict[str, Any] = {"model": config.teacher or config.model, "float_checkpoint": config.teacher_checkpoint}
+    changed |= {"teacher": None, "teacher_checkpoint": None, "oracle_teacher": False}
+    changed |= {"label_noise": 0.0, "label_noise_type": "symmetric"} if config.oracle_teacher else {}
+    return replace(config, **changed)
 
 
 def given_weights(path: Path) -> dict[str, Any]:
@@ -115,22 +125,48 @@ def float_model(
         check_same_data(mine, data.fingerprint, own)
     mine, place = (mine, own) if _is_of(mine, key) else (None, cached)
     found = mine or on_first(lambda: _read(cached, say))
-    if not _is_of(found, key):
-        plan = replace(plan, name=name, epochs=config.float_epochs, batch_size=config.float_batch_size, seed=config.used_float_seed)
-        rows, dynamics = _train(config, data, plan, model, folder, resumed, say, before)
-        found = {"key": key, "data": data.fingerprint, "model": model.state_dict(), "rows": rows, "dynamics": dynamics}
-        keep: tuple[Path, ...] = (cached, own)
-    else:
-        say(f"{name} weights of {'this run' if mine else 'an earlier run'} ({place})")
-        load_weights(model, found["model"], place)
-        keep = () if mine else (own,)
+    with contextlib.nullcontext() if _is_of(found, key) else _alone(cached, say):
+        if not _is_of(found, key):
+            found = on_first(lambda: _read(cached, say))  # trained by another process meanwhile
+        if not _is_of(found, key):
+            plan = replace(plan, name=name, epochs=config.float_epochs, batch_size=config.float_batch_size, seed=config.used_float_seed)
+            rows, dynamics = _train(config, data, plan, model, folder, resumed, say, before)
+            found = {"key": key, "data": data.fingerprint, "model": model.state_dict(), "rows": rows, "dynamics": dynamics}
+            keep: tuple[Path, ...] = (cached, own)
+        else:
+            say(f"{name} weights of {'this run' if mine else 'an earlier run'} ({place})")
+            load_weights(model, found["model"], place)
+            keep = () if mine else (own,)
+        if world().rank == 0:
+            for path in keep:
+                save_state(path, found)
     if world().rank == 0:
-        for path in keep:
-            save_state(path, found)
         CheckpointStore(folder.checkpoints, name, say).clear()
         if name == "float" and found.get("dynamics") is not None:
             ScoreTable.from_state_dict(found["dynamics"]).save(folder.dynamics)
     return [{**row, "stage": name} for row in found["rows"]]
+
+
+@contextlib.contextmanager
+def _alone(cached: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Of the processes that want to train the float model of the file `cached`, one at a time is in the block; the others wait, and say so.
+
+    A run in several processes does not wait: while its first one did, the others would give it up.
+    """
+    if world().size > 1:
+        yield
+        return
+    lock = FileLock(cached.with_suffix(".lock"))
+    while not lock.is_locked:
+        with naming_errors(cached), contextlib.suppress(Timeout):
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=_PATIENCE)
+        if not lock.is_locked:
+            say(f"waiting for another process, which trains the float weights {cached}")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _read(path: Path, say: Callable[[str], None]) -> dict[str, Any] | None:

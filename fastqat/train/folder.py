@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -13,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from fastqat._errors import CheckpointError, InputError
-from fastqat._files import DAMAGED_ARCHIVE, atomic_path, write_atomic
-from fastqat.train.config import FREE_ON_RESUME, TrainConfig
+from fastqat._files import DAMAGED_ARCHIVE, atomic_path, write_atomic, write_csv
+from fastqat.train.config import TrainConfig, free_on_resume
 
 COLUMNS = (
     "stage", "epoch", "steps", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "samples_per_second",
@@ -91,18 +89,15 @@ class RunFolder:
 
     def _check_same(self, config: RunSettings) -> None:
         saved = config.from_yaml(self.path / "config.yaml")
-        changed = [name for name in vars(config) if name not in FREE_ON_RESUME and getattr(saved, name) != getattr(config, name)]
+        free = free_on_resume(config)
+        changed = [name for name in vars(config) if name not in free and getattr(saved, name) != getattr(config, name)]
         if changed:
             told = ", ".join(f"{name} {getattr(saved, name)} (now {getattr(config, name)})" for name in changed)
             raise CheckpointError(f"run {self.path} was started with {told}; resume it with the same settings or choose another --name")
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """``metrics.csv``: one row per epoch so far, replaced as a whole."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows)
-        write_atomic(self.path / "metrics.csv", text.getvalue())
+        write_csv(self.path / "metrics.csv", self.columns, rows)
 
     def write_selection(self, epoch: int, arrays: dict[str, np.ndarray]) -> None:
         """``selections/epoch_0000.npz``."""
@@ -149,6 +144,19 @@ class RunFolder:
 
 
 def saved_config(run_dir: Path) -> TrainConfig | None:
-    """The settings of a run that exists, without its name; else None."""
+    """The settings of a run that exists, without its name; else None.
+
+    Raises:
+        InputError: the run is one of a detector, or its settings cannot be read.
+    """
+    check_classification(run_dir)
     path = run_dir / "config.yaml"
     return TrainConfig.from_yaml(path) if path.is_file() else None
+
+
+def check_classification(run_dir: Path) -> None:
+    """InputError when `run_dir` is a run of ``fastqat detect``, whose measures and selections are others."""
+    path = run_dir / "config.yaml"
+    # By a setting that only these have, and without parsing: a report is made of damaged files, too.
+    if path.is_file() and "\ntrain_split:" in path.read_text(encoding="utf-8", errors="replace"):
+        raise InputError(f"{run_dir} is a run of a detector and this is for classification; see its summary.json and metrics.csv")

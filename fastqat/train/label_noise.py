@@ -28,7 +28,8 @@ def with_wrong_labels(labels: Tensor, share: float, kind: NoiseKind, num_classes
     Raises:
         InputError: there is one class only.
 
-    Source: Patrini et al., Making deep neural networks robust to label noise, CVPR 2017, for the two kinds.
+    Source: both kinds are common. Asymmetric noise is that of Patrini et al., Making deep neural networks robust to label noise, CVPR 2017;
+        theirs goes between chosen pairs of similar classes of CIFAR-10, and to the next class within each superclass of CIFAR-100.
 
     Example:
         >>> import torch

@@ -28,7 +28,7 @@ class CorrectedObjective(Objective):
         logits, taught, correction = self.correction(batch.x, student=model, weights=weights)
         kd = self(logits.float(), batch.y, taught, weights)
         added = self.correction.weighted(correction, kd, share=batch.share)
-        return Forward(logits, taught, kd + added, added)
+        return Forward(logits, taught, kd + added, (kd, added))
 
     def state_dict(self) -> dict[str, Any]:
         """That of the correction."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,12 +22,16 @@ from fastqat.selection.labels import find_label_issues
 from fastqat.selection.policies import SelectionPolicy
 from fastqat.selection.table import ScoreTable
 from fastqat.train.config import TrainConfig
+from fastqat.train.float_stage import teacher_config
 from fastqat.train.folder import RunFolder
 from fastqat.train.models import count_parameters
+from fastqat.train.parallel import weights_name
 from fastqat.train.pool import RunData
 from fastqat.train.report import pick_pictures, write_comparison, write_report
 from fastqat.train.stage import StageState
 
+# What the numbers of a run come from; rows in bench/results are written while it goes on.
+_CODE = ("fastqat", "csrc", "bench/*.py", "setup.py", "pyproject.toml")
 SUSPECTS = 48  # pictures of suspicious labels: six rows of eight
 
 
@@ -71,7 +76,13 @@ def _picture(data: RunData, index: int) -> np.ndarray:
 
 
 def summarise(
-    config: TrainConfig, data: RunData, model: nn.Module, state: StageState, policy: SelectionPolicy, tests: dict[str, float | None]
+    config: TrainConfig,
+    data: RunData,
+    float_net: nn.Module,
+    model: nn.Module,
+    state: StageState,
+    policy: SelectionPolicy,
+    tests: dict[str, float | None],
 ) -> dict[str, Any]:
     """The content of ``summary.json``: settings that tell runs apart, results, costs, versions."""
     seen = int(state.seen.sum())
@@ -90,7 +101,8 @@ def summarise(
         "loss": config.loss,
         "seed": config.seed,
         "float_seed": config.used_float_seed,
-        "teacher": config.teacher or (config.teacher_checkpoint and config.model),
+        "float_model": weights_name(float_net.state_dict()),
+        "teacher": None if (teacher := teacher_config(config)) is None else teacher.model,
         **_noise_facts(config, state),
         **tests,
         "val_accuracy": None if state.best_accuracy < 0 else state.best_accuracy,
@@ -109,12 +121,14 @@ def summarise(
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() and config.device != "cpu" else "cpu",
         "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
+        "jobs": config.jobs,
         "processes": world().size,
     }
 
 
 def _noise_facts(config: TrainConfig, state: StageState) -> dict[str, Any]:
-    """What was wrong with the labels, and how many of the samples trained on had a wrong one: in the last epoch, and on average."""
+    """What was wrong with the labels, which models may have seen the right ones, and what share of the samples trained on had a wrong one:
+    in the last epoch, and the mean over the epochs."""
     if not config.label_noise:
         return {"label_noise": 0.0}
     shares = [row["noisy_selected"] for row in state.rows]
@@ -122,18 +136,29 @@ def _noise_facts(config: TrainConfig, state: StageState) -> dict[str, Any]:
         "label_noise": config.label_noise,
         "label_noise_type": config.label_noise_type,
         "oracle_teacher": config.oracle_teacher,
+        "oracle_models": list(config.oracle_models),
         "noisy_selected": shares[-1] if shares else None,
-        "mean_noisy_selected": sum(shares) / len(shares) if shares else None,
+        "noisy_selected_mean": sum(shares) / len(shares) if shares else None,
     }
 
 
+@functools.cache
 def source_commit() -> str | None:
-    """The commit of the source tree that runs; None for an installed package or without git."""
+    """The commit of the source tree, with ``-dirty`` where its code differs from that; None for an installed package or without git.
+
+    The answer is that of the first call: a process that lives for hours says which code it has imported, not what was committed since.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
+    commit = _git(root, "rev-parse", "HEAD")
+    return commit and commit + "-dirty" * bool(_git(root, "status", "--porcelain", "--untracked-files=no", "--", *_CODE))
+
+
+def _git(root: Path, *words: str) -> str | None:
+    """What git says; None when it fails. It takes no lock: another git may be at work."""
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
+        found = subprocess.run(["git", "--no-optional-locks", *words], cwd=root, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() if found.returncode == 0 else None

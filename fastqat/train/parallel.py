@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from inspect import signature
 from typing import Any
 
@@ -121,6 +121,11 @@ def digest(tensors: Iterable[Tensor | None]) -> str:
         if tensor is not None:
             found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def weights_name(state: Mapping[str, Tensor]) -> str:
+    """A name for the weights in a state_dict: runs that began with the same bits have the same one."""
+    return digest(state.values())[:8]
 
 
 def own_batches(samples: int, batch_size: int) -> Tensor | None:

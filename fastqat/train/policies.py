@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from fastqat._errors import InputError
 from fastqat.methods import ACS, QuaRCSubset
 from fastqat.selection.forwards import device_of
 from fastqat.selection.policies import RS2, RandomSubset, ScoredSubset, SelectionPolicy, WholeSet
+from fastqat.selection.policies.passes import ScoringPasses
 from fastqat.selection.selectors import get_selector
 from fastqat.train.config import TrainConfig
 from fastqat.train.engine import laid_out
 from fastqat.train.pool import RunData
 from fastqat.train.stage import forward_batch
+
+_OF_SCORES = ("features", "select_options", "score_source", "first_select", "select_warmup", "select_anneal")
 
 
 def make_policy(config: TrainConfig, data: RunData, student: nn.Module, teacher: nn.Module) -> SelectionPolicy:
@@ -24,14 +29,16 @@ def make_policy(config: TrainConfig, data: RunData, student: nn.Module, teacher:
     Raises:
         InputError: a fraction that leaves a class empty, options that the selector does not take, or nothing that it could go by.
     """
-    if config.select == "none" or config.epochs == 0:
+    if config.epochs == 0:
+        return WholeSet(data.pool, seed=config.seed)
+    if config.select in ("none", "random", "rs2"):
+        _check_no_effect(config)
+    if config.select == "none":
         return WholeSet(data.pool, seed=config.seed)
     drawn: dict[str, Any] = {"fraction": config.fraction, "balanced": config.balanced, "seed": config.seed}
-    if config.select in ("random", "rs2"):
-        if config.selector_options or config.features is not None or config.score_source == "train":
-            raise InputError(f"select {config.select} looks at no scores or features and has no options; leave those settings out")
-        if config.select == "rs2":
-            return RS2(data.pool, labels=data.labels, **drawn)
+    if config.select == "rs2":
+        return RS2(data.pool, labels=data.labels, **drawn)
+    if config.select == "random":
         return RandomSubset(data.pool, interval=config.interval, labels=data.labels, **drawn)
     scored = {**drawn, **_scoring(config, data, student)}
     if config.select == "acs":
@@ -43,6 +50,44 @@ def make_policy(config: TrainConfig, data: RunData, student: nn.Module, teacher:
         raise InputError(f"select {config.select} matches the validation samples; set val_fraction above 0")
     val_view = data.val if matches else None
     return ScoredSubset(data.augmented, student, teacher, score=config.score, method=config.select, val_view=val_view, **scored)
+
+
+def _check_no_effect(config: TrainConfig) -> None:
+    """Refuse what only selections by scores or features look at; the score itself may stand in the base of a study."""
+    usual = {field.name: field.default for field in fields(config)}
+    if wrong := [name for name in _OF_SCORES if getattr(config, name) != usual[name]]:
+        raise InputError(f"select {config.select} looks at no scores or features; leave out {', '.join(wrong)}, which have no effect on it")
+
+
+def finish_policy(config: TrainConfig, data: RunData, student: nn.Module, policy: SelectionPolicy) -> None:
+    """After the last epoch: batch-norm statistics as ``bn_reestimate`` says, for policies that draw as for those that score."""
+    finish_over(data.pool, student, policy, (config.bn_reestimate, config.seed, config.epochs), _reading(config, student))
+
+
+def finish_over(view: Dataset, student: nn.Module, policy: SelectionPolicy, batches: tuple[int, int, int], reading: dict[str, Any]) -> None:
+    """`finish_policy` for the plain `view` of any data set: `batches` is (number, seed, epochs), `reading` are options of a scoring pass.
+
+    What it takes counts as the policy's, in forwards and in seconds.
+    """
+    if isinstance(policy, ScoredSubset):
+        policy.finish()
+        return
+
+    def spend(forwards: int) -> None:
+        policy.scoring_forwards += forwards
+
+    with policy.timed():
+        ScoringPasses(student, view, None, spend, [], reading).reestimate(*batches)
+
+
+def _reading(config: TrainConfig, student: nn.Module) -> dict[str, Any]:
+    """How passes read the data and run a model."""
+    return {
+        "batch_size": forward_batch(device_of(student)),
+        "num_workers": config.workers,
+        "progress": config.progress,
+        "forward": scoring_forward(config),
+    }
 
 
 def _scoring(config: TrainConfig, data: RunData, student: nn.Module) -> dict[str, Any]:
@@ -59,10 +104,7 @@ def _scoring(config: TrainConfig, data: RunData, student: nn.Module) -> dict[str
         "score_source": config.score_source,
         "max_age": config.score_max_age,
         "bn_reestimate": config.bn_reestimate,
-        "batch_size": forward_batch(device_of(student)),
-        "num_workers": config.workers,
-        "progress": config.progress,
-        "forward": scoring_forward(config),
+        **_reading(config, student),
     }
 
 

@@ -26,8 +26,8 @@ class RunData:
     """`pool` is read without augmentation (scores, pictures), `source` yields the same samples augmented (training).
 
     `train` is the whole training set, of which `pool` and `val` are parts. Under label noise all three have the noisy labels, `wrong`
-    tells which of the pool's were replaced, bool ``[N]``, and `clean` is the same data with its own labels where an oracle teacher
-    learns from them. `float_accuracy` keeps what float weights reach on `test`, for further runs on the same data in one process.
+    tells which of the pool's were replaced, bool ``[N]``, and `clean` is the same data with its own labels, for an oracle teacher.
+    `float_accuracy` keeps what float weights reach on `test`, for further runs on the same data in one process.
     """
 
     pool: Dataset
@@ -43,11 +43,6 @@ class RunData:
     wrong: Tensor | None = None
     clean: RunData | None = None
     float_accuracy: dict[Any, float] = field(default_factory=dict, compare=False)
-
-    @property
-    def for_float(self) -> RunData:
-        """What float models are trained on."""
-        return self.clean or self
 
     @property
     def augmented(self) -> Dataset:
@@ -107,7 +102,7 @@ def _with_noise(config: TrainConfig, data: RunData, pool: Tensor, val: Tensor) -
         labels=labels[pool],
         fingerprint=hashlib.sha256(data.fingerprint.encode() + labels[pool].numpy().tobytes()).hexdigest(),
         wrong=labels[pool] != given[pool],
-        clean=data if config.oracle_teacher else None,
+        clean=data,
     )
 
 

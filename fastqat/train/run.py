@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,12 +25,13 @@ from fastqat.selection.table import ScoreTable
 from fastqat.train.checkpoint import CheckpointStore, load_state, load_weights
 from fastqat.train.checks import check_backend, check_model, check_objective, check_processes
 from fastqat.train.config import TrainConfig
+from fastqat.train.devices import pick_device
 from fastqat.train.float_stage import float_model, given_weights, make_optimizer, new_model, teacher_config
 from fastqat.train.folder import RunFolder
 from fastqat.train.objective import make_objective
-from fastqat.train.outcome import save_label_issues, save_pictures, selection_arrays, summarise, write_page
+from fastqat.train.outcome import save_label_issues, save_pictures, selection_arrays, source_commit, summarise, write_page
 from fastqat.train.parallel import digest
-from fastqat.train.policies import make_policy, scoring_forward
+from fastqat.train.policies import finish_policy, make_policy, scoring_forward
 from fastqat.train.pool import RunData, prepare_data
 from fastqat.train.stage import Stage, StagePlan, forward_batch
 from fastqat.train.student import make_student
@@ -111,6 +111,7 @@ class Run:
     """Data and models of one run, checked before anything is written."""
 
     def __init__(self, config: TrainConfig, say: Callable[[str], None], data_of: DataOf | None = None):
+        source_commit()  # remembered now: it is that of the code which runs
         self.config, self.say = config, say
         self.device = pick_device(config.device)
         check_backend(config, self.device)
@@ -144,18 +145,20 @@ class Run:
         stage = self._stage(student, folder, float_rows)
         state = stage.fit(resumed)
         tests = self._test(stage)
-        summary = summarise(config, self.data, student, state, stage.policy, tests)
+        summary = summarise(config, self.data, self.float_net, student, state, stage.policy, tests)
         return on_first(lambda: self._conclude(folder, summary))
 
     def _float_stages(self, folder: RunFolder, resumed: bool) -> list[dict[str, Any]]:
         """Train the float model, and the teacher where it is another, or load them; returns the rows of their metrics."""
         rows: list[dict[str, Any]] = []
-        for name, config, net in (("float", self.config, self.float_net), ("teacher", self.teacher_config, self.teacher)):
+        taught = self.data.clean if self.config.oracle_teacher and self.data.clean is not None else self.data
+        stages = (("float", self.config, self.float_net, self.data), ("teacher", self.teacher_config, self.teacher, taught))
+        for name, config, net, data in stages:
             if config is None:
                 continue
             if config.sync_bn and world().size > 1:
                 nn.SyncBatchNorm.convert_sync_batchnorm(net)  # replaces its layers in place
-            rows += float_model(config, self.data.for_float, self.plan, net, folder, resumed, self.say, name=name, before=rows)
+            rows += float_model(config, data, self.plan, net, folder, resumed, self.say, name=name, before=rows)
         return rows
 
     def _say_bound(self, student: nn.Module) -> None:
@@ -173,7 +176,7 @@ class Run:
         """Write the last files; returns the summary."""
         if self.config.report:
             save_pictures(folder, self.data, self.say)
-            if folder.dynamics.is_file() and self.data.clean is None:  # an oracle's are of other labels
+            if folder.dynamics.is_file():
                 save_label_issues(folder, self.data, ScoreTable.load(folder.dynamics), "aum")
         folder.write_summary(summary)
         if self.config.report:
@@ -206,6 +209,7 @@ class Run:
             CheckpointStore(folder.checkpoints, "epoch", self.say),
             data=self.data.fingerprint,
             best=folder.checkpoints / "best.pt",
+            finish=lambda: finish_policy(config, self.data, student, policy),
             wrong=self.data.wrong,
             on_epoch=lambda state: folder.write_metrics([*float_rows, *state.rows]),
             on_select=lambda epoch: folder.write_selection(epoch, selection_arrays(policy, self.data)),
@@ -268,30 +272,3 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
         return load_state(path), ""
     except CheckpointError as error:
         return {}, str(error)
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` is cuda where torch has it, else the CPU; with several processes each has the GPU of its LOCAL_RANK.
-
-    Raises:
-        InputError: a device that is not there, or one GPU named for several processes.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if world().size > 1 and name.startswith("cuda"):
-        return _own_gpu(name)
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); use auto or cpu") from error
-
-
-def _own_gpu(name: str) -> torch.device:
-    here, gpus = world(), torch.cuda.device_count()
-    if name != "cuda":
-        raise InputError(f"device {name!r} is one GPU for {here.size} processes; use auto or cuda: each process takes one of its own")
-    local = int(os.environ.get("LOCAL_RANK", here.rank))
-    if local >= gpus:
-        raise InputError(f"process {here.rank} has no GPU of its own: this machine has {gpus}; start as many processes, or use cpu")
-    torch.cuda.set_device(local)
-    return torch.device("cuda", local)

@@ -21,12 +21,13 @@ from fastqat.selection.teacher import TeacherCache
 from fastqat.train.checkpoint import check_same_data, load_state, load_weights
 from fastqat.train.checks import check_backend
 from fastqat.train.config import TrainConfig
+from fastqat.train.devices import pick_device
 from fastqat.train.float_stage import float_model, given_weights, new_model, teacher_config
 from fastqat.train.folder import RunFolder, saved_config
 from fastqat.train.outcome import save_label_issues
 from fastqat.train.policies import scoring_forward
 from fastqat.train.pool import RunData, part_of, prepare_data
-from fastqat.train.run import pick_device, plan_of
+from fastqat.train.run import plan_of
 from fastqat.train.stage import forward_batch
 from fastqat.train.student import make_student
 
@@ -124,7 +125,8 @@ def score_folds(
     names = list(scores or ("evs", "loss", "margin"))
     _check_without_teacher(names)
     config, place = _config(run), pick_device(device)
-    config = replace(_on(config, data), float_checkpoint=None, oracle_teacher=False, progress=progress)
+    alone: dict[str, Any] = {"float_checkpoint": None, "teacher": None, "teacher_checkpoint": None, "oracle_teacher": False}
+    config = replace(_on(config, data), **alone, progress=progress)
     used = prepare_data(config, place)
 
     def train(indices: Tensor, fold: int) -> nn.Module:

@@ -81,6 +81,7 @@ class Stage:
         store: checkpoints of this stage.
         data: fingerprint of the training data, kept in the checkpoints.
         best: file of the best checkpoint, or None.
+        finish: called after the last epoch, before validation; None: `finish` of the policy.
         wrong: which labels of the data set are wrong by design, bool ``[N]``, or None; the share that an epoch trains on is logged.
         on_epoch: called with the state after each checkpoint is safe on disk, and once on resume; by process 0 only.
         on_select: called with the epoch after each new selection; by process 0 only.
@@ -100,13 +101,14 @@ class Stage:
         *,
         data: str,
         best: Path | None = None,
+        finish: Callable[[], None] | None = None,
         wrong: Tensor | None = None,
         on_epoch: Callable[[StageState], None],
         on_select: Callable[[int], None] = lambda epoch: None,
         say: Callable[[str], None] = print,
     ):
         self.plan, self.model, self.optimizer, self.policy, self.source, self.val = plan, model, optimizer, policy, source, val
-        self.data, self.wrong = data, wrong
+        self.data, self.wrong, self.finish = data, wrong, finish or policy.finish
         self.objective, self.store, self.best = objective, store, best
         self.on_epoch, self.on_select, self.say = on_epoch, on_select, say
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
@@ -149,7 +151,7 @@ class Stage:
         replica.end_epoch()
         self.policy.end_epoch()
         if epoch == self.plan.epochs - 1:
-            self.policy.finish()
+            self.finish()
         self._agree(f"after epoch {epoch}")
         validated = self._validate(epoch)
         state = self.state
@@ -216,7 +218,7 @@ class Stage:
             "reselected": int(reselected),
             "beta": "" if beta is None else beta,
             **self._mean_scores(reselected),
-            "clc_ratio": "" if result.correction is None else result.correction / (result.loss - result.correction),
+            "clc_ratio": "" if result.clc_ratio is None else result.clc_ratio,
         }
 
     def _mean_scores(self, reselected: bool) -> dict[str, float | str]:

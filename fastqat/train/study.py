@@ -16,13 +16,18 @@ replaced by the value, and the values of lists that it does not name follow it, 
 Defaults other than those of ``fastqat train``: threads 1, report and rho false, checkpoint_seconds 5.
 
 Each run is an ordinary one in ``RUNS/<study>/<cell>-seed<k>``, resumed where it was cut. All cells of a seed come before the next seed, so
-that a study that is cut short has whole seeds. Runs share the float models of ``RUNS/.float``, also with other studies. After each run its
-row is in ``study_<name>.csv`` and its curve in ``study_<name>_curve.csv``: in ``results`` beside the folder ``studies`` that the file is
-in, else in ``RUNS/<study>`` (see `fastqat.train.study_rows`).
+that a study that is cut short has whole seeds. Runs share the float models of ``RUNS/.float``, also with other studies. Cells start from
+the same float model where they agree on what it is trained with: a list over model, float_lr, optimizer, momentum, weight_decay,
+augment, amp or label_noise trains a float model for each value, so that cells differ in it as well; that is told at the start.
+
+After each run its row is in ``study_<name>.csv`` and its curve in ``study_<name>_curve.csv`` (see `fastqat.train.study_rows`): in
+``results`` beside the folder ``studies`` that the file is in, else in ``RUNS/<study>``. Rows of runs that are not in RUNS are not written
+over.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,9 +38,10 @@ from filelock import FileLock, Timeout
 
 from fastqat._distributed import world
 from fastqat._errors import DataError, FastqatError, InputError
-from fastqat.train.config import TrainConfig
 from fastqat.train.folder import RunFolder
-from fastqat.train.study_grid import Study, StudyRun, read_study
+from fastqat.train.report.facts import duration
+from fastqat.train.study_checks import check_what_is_there, chosen_runs
+from fastqat.train.study_grid import Study, StudyRun, float_differences, read_study
 from fastqat.train.study_jobs import Job, ended, new_stop
 from fastqat.train.study_rows import StudyRows, differing
 
@@ -49,6 +55,8 @@ def run_study(
     jobs: int = 1,
     minutes: float | None = None,
     threads: int | None = None,
+    only: str | None = None,
+    results: Path | None = None,
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
@@ -62,8 +70,10 @@ def run_study(
         path: YAML file, see the module.
         runs: folder above the study's folder.
         jobs: runs side by side, each a process of its own.
-        minutes: stop after so many, each run at the end of its epoch.
+        minutes: stop after so many, each run at the end of its epoch; 0: start none, only write rows and tell what is left.
         threads: CPU threads of each run, over those of the file.
+        only: run the cells that fit one of these patterns, with commas between; rows are those of all.
+        results: folder of the rows; None: see the module.
         progress: say a line for each run that ends well too.
         say: told what goes on, line by line.
 
@@ -71,21 +81,23 @@ def run_study(
         The rows of all finished runs.
 
     Raises:
-        InputError: the file, `jobs` or `minutes` cannot be used, or another process runs this study.
-        CheckpointError: a run that is there was made with other settings.
+        InputError: the file, `jobs`, `minutes` or `only` cannot be used, another process runs this study, or rows of other runs are where
+            these would go.
+        CheckpointError: a run that is there was made with other settings or threads.
+        InputError, before anything starts: data or model do not go with the settings of a cell.
         FastqatError: runs failed; the others are done.
     """
     if world().size > 1:
         raise InputError("a study starts its own processes, each with one run; start it without torchrun")
-    if jobs < 1 or (minutes is not None and not minutes > 0):
-        raise InputError(f"jobs must be at least 1 and minutes above 0; got jobs={jobs}, minutes={minutes}")
-    study = read_study(path, runs, threads)
-    for run in study.runs:
-        RunFolder(run.config.run_dir).may_resume(run.config)
+    if jobs < 1 or (minutes is not None and not 0 <= minutes < math.inf):
+        raise InputError(f"jobs must be at least 1 and minutes finite and at least 0; got jobs={jobs}, minutes={minutes}")
+    study = read_study(path, runs, threads, jobs=jobs, results=results)
+    chosen = chosen_runs(study, only)
+    check_what_is_there(study)
     study.folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(study.folder / ".lock", timeout=0):
-            return _StudyLoop(study, jobs, minutes, say if progress else _nothing, say).go()
+            return _StudyLoop(study, chosen, jobs, minutes, say if progress else _nothing, say).go()
     except Timeout as error:
         raise InputError(f"another process is at the study in {study.folder}; wait for it, or choose another folder with runs") from error
 
@@ -97,20 +109,29 @@ def _nothing(line: str) -> None:
 class _StudyLoop:
     """A study while it runs: what is left, what each job is at, rows, estimates."""
 
-    def __init__(self, study: Study, jobs: int, minutes: float | None, report: Callable[[str], None], say: Callable[[str], None]):
+    def __init__(
+        self,
+        study: Study,
+        chosen: list[StudyRun],
+        jobs: int,
+        minutes: float | None,
+        report: Callable[[str], None],
+        say: Callable[[str], None],
+    ):
         self.study, self.report, self.say = study, report, say
-        self.rows = StudyRows(study.name, differing(vars(run.config) for run in study.runs))
+        self.rows = StudyRows(study.name, differing((run.cell, vars(run.config)) for run in study.runs))
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        self.stop, self.failed = new_stop(), dict[str, str]()
+        self.stop, self.failed, self.damaged = new_stop(), dict[str, str](), dict[str, str]()
         self.seconds: dict[str, list[float]] = {}  # of training, by cell
         self.extra: list[float] = []  # seconds of a run beside those
         self.floats = {model for run in study.runs if run.is_past_float for model in run.float_models}
         self.left: list[StudyRun] = []
+        wanted = {run.label for run in chosen}
         for run in study.runs:
-            if RunFolder(run.config.run_dir).read_summary() is None:
-                self.left.append(run)
-            else:
+            if RunFolder(run.config.run_dir).read_summary() is not None:
                 self._note(run)
+            elif run.label in wanted:
+                self.left.append(run)
         # First those that are under way: a float model goes on where its training was cut.
         self.left.sort(key=lambda run: not (run.config.run_dir / "config.yaml").is_file())
         self.jobs: list[Job] = []
@@ -119,7 +140,10 @@ class _StudyLoop:
     def go(self) -> list[dict[str, Any]]:
         """All that is left, or what there is time for."""
         self.say(f"study {self.study.name}: {len(self.study.runs)} runs, {len(self.rows.rows)} done, {self.width} side by side")
+        if names := float_differences(self.study.runs):
+            self.say(f"not all cells start from the same float model: they differ in {', '.join(names)}")
         try:
+            self._check()
             while True:
                 self._start()
                 busy = [job for job in self.jobs if job.run is not None]
@@ -133,9 +157,28 @@ class _StudyLoop:
         self._conclude()
         return self.rows.rows
 
+    def _check(self) -> None:
+        """Let a job check a run of each cell that has none yet: hours may pass before its turn.
+
+        Raises:
+            InputError: data or model do not go with the settings of a cell.
+        """
+        begun = {run.cell for run in self.study.runs if (run.config.run_dir / "config.yaml").is_file()}
+        first = {run.cell: run.config for run in reversed(self.left) if run.cell not in begun}
+        if not first or self._is_over():
+            return
+        self.jobs.append(Job(self.stop))
+        faults = zip(first, self.jobs[0].check(list(first.values())), strict=True)
+        if told := [f"cell {cell!r}: {fault}" for cell, fault in faults if fault]:
+            others = f" (and {len(told) - 1} more cells)" if len(told) > 1 else ""
+            raise InputError(f"{told[-1]}{others}; nothing was started: mend the file, or choose other cells with only=PATTERN")
+
+    def _is_over(self) -> bool:
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
     def _start(self) -> None:
         """Give each idle job the next run whose float model no other job is training."""
-        if self.deadline is not None and time.monotonic() >= self.deadline:
+        if self._is_over():
             self.stop.set()
         if self.stop.is_set():
             return
@@ -172,7 +215,7 @@ class _StudyLoop:
         if outcome.kind == "stopped":
             self.left.insert(0, run)
         elif outcome.kind == "failed":
-            self._fail(run, outcome.message)
+            self._fail(run, outcome.message, self.failed)
         else:
             self._done(run, outcome.seconds, trained)
 
@@ -183,8 +226,8 @@ class _StudyLoop:
             self.rows.save(self.study.results)
             self.report(self._line(run, row, seconds))
 
-    def _fail(self, run: StudyRun, message: str) -> None:
-        self.failed[run.label] = message
+    def _fail(self, run: StudyRun, message: str, kind: dict[str, str]) -> None:
+        kind[run.label] = message
         self.say(f"{run.label} failed: {message}")
 
     def _note(self, run: StudyRun) -> dict[str, Any] | None:
@@ -192,15 +235,15 @@ class _StudyLoop:
         try:
             row = self.rows.add(run.config.run_dir)
         except DataError as error:
-            self._fail(run, str(error))
+            self._fail(run, str(error), self.damaged)
             return None
         self.seconds.setdefault(run.cell, []).append(row["seconds"])
         return row
 
     def _line(self, run: StudyRun, row: dict[str, Any], seconds: float) -> str:
         done, total, left = len(self.rows.rows), len(self.study.runs), self._seconds_left()
-        text = f"[{done}/{total}] {run.label}: {100 * row['test_accuracy']:.2f} % in {_time(seconds)}"
-        return f"{text}; about {_time(left)} left" if left else text
+        text = f"[{done}/{total}] {run.label}: {100 * row['test_accuracy']:.2f} % in {duration(seconds)}"
+        return f"{text}; about {duration(left)} left" if left else text
 
     def _seconds_left(self) -> float:
         """Time of what is left, over the jobs: a cell takes as long as in its other seeds. Float models are not counted."""
@@ -220,38 +263,12 @@ class _StudyLoop:
         done, total, left = len(self.rows.rows), len(self.study.runs), len(self.left)
         where = f"rows: {self.rows.save(self.study.results)}" if done else "no rows yet"
         if left:
-            estimate = f", about {_time(self._seconds_left())} with {self.width} side by side" if done else ""
+            estimate = f", about {duration(self._seconds_left())} with {self.width} side by side" if done else ""
             self.say(f"stopped: {done} of {total} runs are done, {left} are left{estimate}; the same command goes on; {where}")
         else:
             self.say(f"{done} of {total} runs are done; {where}")
-        if self.failed:
-            label, message = next(iter(self.failed.items()))
-            others = f" and {len(self.failed) - 1} more" if len(self.failed) > 1 else ""
-            raise FastqatError(f"{label}{others} failed ({message}); the same command tries again what failed")
-
-
-def study_arguments(config: TrainConfig) -> dict[str, Any]:
-    """The arguments of `run_study` in the flags of ``fastqat train --study``.
-
-    Raises:
-        InputError: another flag is set: the settings of the runs are in the file.
-    """
-    names, default = ("runs", "jobs", "minutes", "threads", "progress"), TrainConfig()
-    if others := [name for name, value in vars(config).items() if name not in ("study", *names) and value != getattr(default, name)]:
-        told = ", ".join(f"--{name.replace('_', '-')}" for name in others)
-        raise InputError(f"the settings of a study are in its file; leave out {told} or write them into {config.study}")
-    return {name: getattr(config, name) for name in names}
-
-
-def _time(seconds: float) -> str:
-    """Seconds in the unit that one reads.
-
-    Example:
-        >>> _time(41.6), _time(90), _time(5400)
-        ('42 s', '1.5 min', '1 h 30 min')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.1f} min"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+        if problems := {**self.failed, **self.damaged}:
+            label, message = next(iter(problems.items()))
+            others = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+            again = "" if self.damaged else "; the same command tries again what failed"
+            raise FastqatError(f"{label}{others} failed ({message}){again}")

@@ -1,10 +1,15 @@
-"""The grid of a study: its YAML file read, expanded to runs, and checked whole before anything starts."""
+"""The grid of a study: its YAML file read and expanded to runs, with every setting's type and range checked before anything starts.
+
+What only the data and the model tell, such as a fraction that leaves a class empty or layers that do not exist, the study's first process
+checks for a run of each cell.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Mapping
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +23,10 @@ _KEYS = ("base", "seeds", "float_seeds", "cells")
 # Nobody reads what a run of a study says; a checkpoint takes 20 ms, as much as some epochs of a small part of the data.
 _DEFAULTS = {"threads": 1, "report": False, "rho": False, "checkpoint_seconds": 5.0}
 # What the study itself decides for each run.
-_OWN = frozenset({"config", "study", "jobs", "minutes", "runs", "float_cache", "resume", "overwrite", "progress", "seed", "float_seed"})
+_OWN = frozenset({"config", "study", "only", "results", "jobs", "minutes", "runs", "float_cache", "resume", "overwrite", "progress"})
+_OWN |= {"seed", "float_seed"}
+# What float weights depend on: where runs of one float seed differ in it, they do not start from the same ones.
+_FLOAT = (*FLOAT_FIELDS, "data", "val_fraction", "limit", "label_noise", "label_noise_type", "image_size", "float_checkpoint")
 
 
 @dataclass(frozen=True)
@@ -35,9 +43,7 @@ class StudyRun:
     @cached_property
     def float_models(self) -> frozenset[tuple[Any, ...]]:
         """What tells apart the float models that this run trains: its own, and its teacher where that is another."""
-        config = self.config
-        if config.oracle_teacher or not config.label_noise:
-            config = replace(config, label_noise=0.0, label_noise_type="symmetric", oracle_teacher=False)
+        config = self.config if self.config.label_noise else replace(self.config, label_noise_type="symmetric")
         trained = [each for each in (config, teacher_config(config)) if each is not None and each.float_checkpoint is None]
         names = (*FLOAT_FIELDS, *DATA_FIELDS, "used_float_seed")
         return frozenset(tuple(getattr(each, name) for name in names) for each in trained)
@@ -53,27 +59,35 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class Study:
-    """A study as its file has it. `runs`: in the order in which they start, all cells of a seed before the next seed."""
+    """A study as its file has it.
+
+    Attributes:
+        folder: of its runs.
+        results: folder of its rows.
+        runs: in the order in which they start, all cells of a seed before the next seed.
+    """
 
     name: str
-    path: Path
     folder: Path
+    results: Path
     runs: tuple[StudyRun, ...]
 
     @property
-    def results(self) -> Path:
-        """Folder of the rows: ``results`` beside the file's own folder ``studies``, as in a source tree's bench; else with the runs."""
-        beside = self.path.resolve().parent.parent / "results"
-        return beside if self.path.resolve().parent.name == "studies" and beside.is_dir() else self.folder
+    def rows(self) -> Path:
+        """The file of its rows."""
+        return self.results / f"study_{self.name}.csv"
 
 
-def read_study(path: Path, runs: Path = Path("runs"), threads: int | None = None) -> Study:
+def read_study(path: Path, runs: Path = Path("runs"), threads: int | None = None, *, jobs: int = 1, results: Path | None = None) -> Study:
     """The study in the YAML file `path`, as `fastqat.train.study` describes it.
 
     Args:
         path: the file; its stem is the study's name.
         runs: folder above the study's.
         threads: CPU threads of each run; None: those of the file, else 1.
+        jobs: how many runs go on side by side, which their summaries tell.
+        results: folder of the rows; None: ``results`` beside the file's own folder ``studies``, as in a source tree's bench; else with the
+            runs.
 
     Raises:
         InputError: the file cannot be read, a key or a setting is unknown or out of range, or two cells have one name; says which cell.
@@ -87,7 +101,7 @@ def read_study(path: Path, runs: Path = Path("runs"), threads: int | None = None
     """
     plan = _plan(path)
     folder = runs / path.stem
-    own = {"runs": folder, "float_cache": runs / ".float", "resume": True, "progress": False}
+    own = {"runs": folder, "float_cache": runs / ".float", "resume": True, "progress": False, "jobs": jobs}
     own |= {"threads": threads} if threads is not None else {}
     seeds, float_seeds = _seeds(plan.get("seeds", 1), path), plan.get("float_seeds")
     if float_seeds is not None and (type(float_seeds) is not int or float_seeds < 1):
@@ -98,7 +112,21 @@ def read_study(path: Path, runs: Path = Path("runs"), threads: int | None = None
         float_seed = seed if float_seeds is None else seed % float_seeds
         run = {**settings, **own, "seed": seed, "float_seed": float_seed, "name": f"{cell}-seed{seed}"}
         grid.append(StudyRun(cell, _config(_filled(run, seed, float_seed), f"{path}: cell {cell!r}: ")))
-    return Study(path.stem, path, folder, tuple(grid))
+    return Study(path.stem, folder, results or _results(path, folder), tuple(grid))
+
+
+def _results(path: Path, folder: Path) -> Path:
+    beside = path.resolve().parent.parent / "results"
+    return beside if path.resolve().parent.name == "studies" and beside.is_dir() else folder
+
+
+def float_differences(runs: Iterable[StudyRun]) -> list[str]:
+    """The settings in which the float models of runs with one float seed differ."""
+    values = defaultdict[tuple[str, int], set[Any]](set)
+    for run in runs:
+        for name in _FLOAT:
+            values[name, run.config.used_float_seed].add(getattr(run.config, name))
+    return list(dict.fromkeys(name for (name, _), found in values.items() if len(found) > 1))
 
 
 def _plan(path: Path) -> dict[str, Any]:
@@ -158,11 +186,12 @@ def _expanded(settings: Mapping[str, Any], source: str) -> list[tuple[str, dict[
 
 def _part(key: str, value: Any) -> str:
     """How a value of a list is told in a cell's name: text alone, anything else after its key."""
-    return value if isinstance(value, str) else f"{key}{_text(value)}"
+    return _text(value) if isinstance(value, str) else f"{key}{_text(value)}"
 
 
 def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """A value as a part of the name of a folder; what means something to a shell becomes an underscore."""
+    return f"{value:g}" if isinstance(value, float) else re.sub(r"[^\w.+-]+", "_", str(value))
 
 
 def _filled(settings: Mapping[str, Any], seed: int, float_seed: int) -> dict[str, Any]:
@@ -176,6 +205,9 @@ def _filled(settings: Mapping[str, Any], seed: int, float_seed: int) -> dict[str
 
 def _config(settings: Mapping[str, Any], source: str) -> TrainConfig:
     try:
-        return TrainConfig.of({**_DEFAULTS, **settings})
+        config = TrainConfig.of({**_DEFAULTS, **settings})
     except InputError as error:
         raise InputError(f"{source}{error}") from error
+    if config.threads is None:
+        raise InputError(f"{source}threads must be a number in a study, where one process does many runs; leave it out for 1")
+    return config

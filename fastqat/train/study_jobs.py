@@ -19,8 +19,9 @@ import torch
 
 from fastqat._errors import FastqatError
 from fastqat.train.config import DATA_FIELDS, TrainConfig
+from fastqat.train.outcome import source_commit
 from fastqat.train.pool import RunData, prepare_data
-from fastqat.train.run import train
+from fastqat.train.run import Run, train
 from fastqat.train.study_grid import StudyRun
 
 _CONTEXT = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's threads
@@ -60,6 +61,7 @@ class Job:
 
     def __init__(self, stop: Event):
         self.connection, theirs = _CONTEXT.Pipe()
+        self._stop = stop  # the process opens it by its name, which ends with the last reference here
         self._process = _CONTEXT.Process(target=_work, args=(theirs, stop))
         with _deaf():
             self._process.start()
@@ -73,6 +75,17 @@ class Job:
         self.run, self.trains, self._since = run, trains, time.monotonic()
         with contextlib.suppress(OSError):  # the process is gone, which `outcome` tells
             self.connection.send(run.config)
+
+    def check(self, configs: list[TrainConfig]) -> list[str]:
+        """What is wrong with each of `configs` that data and model tell before a run begins, empty for nothing; waits for it.
+
+        The data that it loads are those of the runs that follow.
+        """
+        try:
+            self.connection.send(configs)
+            return self.connection.recv()
+        except (EOFError, OSError):
+            return [""] * len(configs)  # the process is gone, which the first run tells
 
     def outcome(self) -> Outcome:
         """How the run ended; waits for it."""
@@ -124,15 +137,16 @@ def ended(jobs: list[Job], timeout: float | None) -> list[Job]:
 
 
 def _work(connection: Connection, stop: Event) -> None:
-    """Do the runs that come through `connection` until it closes."""
+    """Do the runs that come through `connection`, and check lists of them, until it closes."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    source_commit()  # remembered now: it is that of the code which this process runs for hours
     data = KeptData()
     while True:
         try:
-            config = connection.recv()
+            asked = connection.recv()
         except (EOFError, OSError):
             return
-        connection.send(_run(config, stop, data))
+        connection.send([_fault(config, data) for config in asked] if isinstance(asked, list) else _run(asked, stop, data))
 
 
 def _end_with_parent() -> None:
@@ -141,6 +155,15 @@ def _end_with_parent() -> None:
     assert parent is not None
     wait([parent.sentinel])
     os._exit(1)
+
+
+def _fault(config: TrainConfig, data: KeptData) -> str:
+    """What is wrong with the run of `config`, as far as that is known before it begins."""
+    try:
+        Run(config, lambda line: None, data)
+    except FastqatError as error:
+        return " ".join(str(error).split())
+    return ""
 
 
 def _run(config: TrainConfig, stop: Event, data: KeptData) -> tuple[str, str]:

@@ -4,7 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastqat.methods import CascadedCorrection
+
 CLASSES = 5
+DISTRIBUTIONS = ("channel", "spatial", "flat", "mse")
 
 
 class Block(nn.Module):
@@ -61,3 +64,23 @@ def typed_divergence(student: Tensor, teacher: Tensor, distribution: str, reduct
 
 def gradients(model: nn.Module) -> dict[str, Tensor | None]:
     return {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+
+
+def hooks_of(*models: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for model in models for m in model.modules())
+
+
+def run(student: nn.Module, teacher: nn.Module, *, weights=None, x=None, **options):
+    """The correction of one batch, with the gradients of KD + 3 · correction."""
+    x = inputs() if x is None else x
+    torch.manual_seed(1)  # dropout
+    found = CascadedCorrection(student, teacher, **options)(x, weights=weights)
+    student.zero_grad()
+    (F.cross_entropy(found.logits, found.teacher_logits.softmax(1)) + 3 * found.correction).backward()
+    return found, gradients(student)
+
+
+def assert_same_gradients(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, grad in wanted.items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}")

@@ -61,12 +61,14 @@ def test_the_selection_is_that_of_the_definition(epoch, normalize):
 
 def test_defaults_are_the_papers():
     quarc = QuaRC(data(), Net(0), Net(1), epochs=200, balanced=False)
-    assert quarc.fraction == 0.01 and quarc.calendar.interval == 50 and quarc.correction.weight == 1e5
+    assert quarc.fraction == 0.01 and quarc.calendar.interval == 50
+    assert (quarc.correction.balance, quarc.correction.ratio) == ("auto", 1.0)  # ours; the paper's weight has no stated normalisation
+    assert QuaRC(data(), Net(0), Net(1), epochs=2, balanced=False, balance="fixed").correction.weight == 1e5
 
 
 def test_the_loss_is_distillation_and_correction():
     student, teacher = Net(0), Net(1)
-    quarc = QuaRC(data(), student, teacher, epochs=4, fraction=0.1, weight=50.0, distribution="flat")
+    quarc = QuaRC(data(), student, teacher, epochs=4, fraction=0.1, balance="fixed", weight=50.0, distribution="flat")
     loss, logits = quarc.loss(inputs())
     found = CascadedCorrection(Net(0), teacher, distribution="flat")(inputs())
     taught = teacher(inputs())
@@ -78,10 +80,25 @@ def test_the_loss_is_distillation_and_correction():
     assert all(p.grad is not None for p in student.parameters()) and all(p.grad is None for p in teacher.parameters())
 
 
+def test_loss_weights_of_the_selection_count_in_both_parts():
+    student, teacher = Net(0).eval(), Net(1)
+    quarc = QuaRC(data(), student, teacher, epochs=4, interval=1, fraction=0.8, method="infobatch", balance="fixed", weight=50.0, seed=1)
+    quarc.begin_epoch(0)
+    indices = quarc.selection.indices[::5]
+    x, weights = data().tensors[0][indices], quarc.sampler.loss_weights(indices)
+    assert weights.unique().numel() > 1
+    with pytest.raises(InputError, match=r"method='infobatch' gives samples loss weights; pass loss\(x, indices\)"):
+        quarc.loss(x)
+    loss, logits = quarc.loss(x, indices)
+    kd = -(teacher(x).softmax(1) * logits.log_softmax(1)).sum(1)
+    correction = CascadedCorrection(student, teacher)(x, weights=weights).correction
+    torch.testing.assert_close(loss, (kd * weights).mean() + 50 * correction)
+
+
 def start(score_source="pass"):
     student = fq.quantize(Net(1).eval(), "w2a32", skip=())
     quarc = QuaRC(
-        data(), student, TeacherCache(Net(1)), epochs=6, interval=2, fraction=0.2, balance="auto", normalize="rank", seed=3,
+        data(), student, TeacherCache(Net(1)), epochs=6, interval=2, fraction=0.2, normalize="rank", seed=3,
         score_source=score_source,
     )  # fmt: skip
     return student, quarc
@@ -117,7 +134,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, score_source):
     resumed.load_state_dict(state["quarc"])
     assert train(resumed, second, range(3, 6), log) == whole
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in student.state_dict().items())
-    other = QuaRC(data(), Net(0), Net(1), epochs=6, interval=2, fraction=0.2, balance="auto", seed=3)
+    other = QuaRC(data(), Net(0), Net(1), epochs=6, interval=2, fraction=0.2, seed=3)
     with pytest.raises(CheckpointError, match="normalize 'rank' .here 'none'."):
         other.load_state_dict(state["quarc"])
 
@@ -133,12 +150,12 @@ def test_what_is_refused():
         QuaRCSubset(data(), Net(0), None, epochs=2, fraction=0.1)
 
 
-def gradients_of_two(grad: str, path) -> None:
+def gradients_of_two(grad: str, block_input: str, path) -> None:
     """The plain DistributedDataParallel around the student; halves of one batch on two processes."""
     torch.set_num_threads(1)
     with started() as (rank, size):
         student = Net(0).eval()  # no batch statistics: the halves add up to the whole
-        quarc = QuaRC(data(), DistributedDataParallel(student), Net(1), epochs=2, fraction=0.2, balance="auto", grad=grad)
+        quarc = QuaRC(data(), DistributedDataParallel(student), Net(1), epochs=2, fraction=0.2, grad=grad, block_input=block_input)
         for _ in range(2):
             student.zero_grad()
             quarc.loss(inputs(8).chunk(size)[rank])[0].backward()
@@ -148,13 +165,13 @@ def gradients_of_two(grad: str, path) -> None:
             torch.save({"grads": gradients(student), "means": quarc.correction.state_dict()["means"]}, path)
 
 
-@pytest.mark.parametrize("grad", ["joint", "block"])
-def test_two_processes_find_the_gradient_of_the_whole_batch(grad, tmp_path):
-    ranks = Ranks(2, tmp_path / "log", gradients_of_two, grad, tmp_path / "two.pt")
+@pytest.mark.parametrize("grad, block_input", [("joint", "own"), ("block", "student")])
+def test_two_processes_find_the_gradient_of_the_whole_batch(grad, block_input, tmp_path):
+    ranks = Ranks(2, tmp_path / "log", gradients_of_two, grad, block_input, tmp_path / "two.pt")
     assert ranks.codes() == [0, 0], ranks.output()
     two = torch.load(tmp_path / "two.pt")
     student = Net(0).eval()
-    quarc = QuaRC(data(), student, Net(1), epochs=2, fraction=0.2, balance="auto", grad=grad)
+    quarc = QuaRC(data(), student, Net(1), epochs=2, fraction=0.2, grad=grad, block_input=block_input)
     for _ in range(2):
         student.zero_grad()
         quarc.loss(inputs(8))[0].backward()

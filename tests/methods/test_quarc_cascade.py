@@ -1,43 +1,20 @@
 """Cascaded layer correction against the definition typed out, in value and in gradient, and what it must leave alone."""
 
 import copy
-import gc
 import itertools
-import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastqat._errors import CheckpointError, InputError
+from fastqat._errors import InputError
 from fastqat.methods import CascadedCorrection
 from fastqat.nn import quantize, share_weight_quant
 
-from .quarc_nets import Block, Net, gradients, inputs, typed_divergence
+from .quarc_nets import DISTRIBUTIONS, Block, Net, assert_same_gradients, gradients, hooks_of, inputs, run, typed_divergence
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-DISTRIBUTIONS = ("channel", "spatial", "flat", "mse")
-
-
-def hooks_of(*models: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for model in models for m in model.modules())
-
-
-def run(student: nn.Module, teacher: nn.Module, *, weights=None, x=None, **options):
-    """The correction of one batch, with the gradients of KD + 3 · correction."""
-    x = inputs() if x is None else x
-    torch.manual_seed(1)  # dropout
-    found = CascadedCorrection(student, teacher, **options)(x, weights=weights)
-    student.zero_grad()
-    (F.cross_entropy(found.logits, found.teacher_logits.softmax(1)) + 3 * found.correction).backward()
-    return found, gradients(student)
-
-
-def assert_same_gradients(found, wanted):
-    assert found.keys() == wanted.keys()
-    for name, grad in wanted.items():
-        torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("distribution, reduction", [*itertools.product(DISTRIBUTIONS, ("elements", "rows"))])
@@ -131,7 +108,7 @@ def test_an_equal_student_costs_nothing_and_gets_no_gradient():
     teacher = Net(0).eval()
     for distribution in DISTRIBUTIONS:
         student = copy.deepcopy(teacher)
-        clc = CascadedCorrection(student, teacher, distribution=distribution, balance="auto")
+        clc = CascadedCorrection(student, teacher, distribution=distribution)
         logits, taught, correction = clc(inputs())
         assert correction.item() == 0.0
         clc.weighted(correction, F.cross_entropy(logits, taught.softmax(1))).backward()
@@ -154,67 +131,6 @@ def test_a_student_that_quantizes_all_its_weights_at_once(options):
     _, wanted = run(copy.deepcopy(student), teacher, **options)
     _, grads = run(share_weight_quant(student), teacher, **options)
     assert_same_gradients(grads, wanted)
-
-
-class InPlace(nn.Module):
-    """Convolutions whose outputs are overwritten by what follows them."""
-
-    def __init__(self, seed: int, inplace: bool):
-        torch.manual_seed(seed)
-        super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(inplace), nn.Conv2d(4, 4, 1), nn.ReLU(inplace))
-
-    def forward(self, x):
-        return self.features(x).flatten(1)[:, :5]
-
-
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-def test_layers_whose_output_is_overwritten_later(distribution):
-    options = {"layers": "convs", "distribution": distribution}
-    plain, grads = run(InPlace(0, False), InPlace(1, False), **options)
-    found, own = run(InPlace(0, True), InPlace(1, True), **options)
-    assert torch.equal(found.correction, plain.correction)
-    assert_same_gradients(own, grads)
-
-
-def test_nothing_of_the_teacher_is_kept_longer_than_needed():
-    student, teacher = Net(0), Net(1)
-    maps, alive = [], []
-    for layer in teacher.layers:
-        layer.register_forward_hook(lambda module, args, output: maps.append(weakref.ref(output)))
-    student.layers[0].register_forward_hook(lambda *_: alive.append([ref() is not None for ref in maps]))
-    student.head.register_forward_hook(lambda *_: alive.append([ref() is not None for ref in maps]))
-    clc = CascadedCorrection(student, teacher)
-    clc(inputs())
-    assert alive == [[False, False], [False, False]]  # of "channel" only means are kept
-    del alive[:], maps[:]
-    clc = CascadedCorrection(student, teacher, distribution="mse")
-    with torch.no_grad():
-        clc(inputs())
-    assert alive == [[True, True], [False, False]]  # ours comes before the correction's own hook
-    gc.collect()
-    assert all(ref() is None for ref in maps)
-
-
-def test_hooks_are_gone_after_an_error_and_a_copy_has_none():
-    class Failing(Net):
-        def forward(self, x):
-            copies.append(hooks_of(self))
-            super().forward(x)
-            raise RuntimeError("out of luck")
-
-    copies: list[int] = []
-    student, teacher = Failing(0), Net(1)
-    clc = CascadedCorrection(student, teacher)
-    with pytest.raises(RuntimeError, match="out of luck"):
-        clc(inputs())
-    assert copies == [2] and hooks_of(student, teacher) == hooks_of(copy.deepcopy(student)) == 0
-    good, bad = CascadedCorrection(teacher, Net(2)), CascadedCorrection(Net(2), student)
-    for _ in range(2):
-        with pytest.raises(RuntimeError, match="out of luck"):
-            bad(inputs())
-        good(inputs())
-    assert hooks_of(student, teacher) == 0
 
 
 class Twice(Net):
@@ -258,46 +174,6 @@ def test_under_autocast_the_correction_is_fp32():
         assert found.logits.dtype == torch.bfloat16 and found.teacher_logits.dtype == found.correction.dtype == torch.float32
         torch.testing.assert_close(found.correction, plain.correction, rtol=0.1, atol=0)
         assert all(grad.isfinite().all() for grad in grads.values())
-
-
-def train(clc: CascadedCorrection, student: nn.Module, steps: int, optimizer) -> list[float]:
-    ratios = []
-    for step in range(steps):
-        x = torch.randn(6, 2, 5, 3, generator=torch.Generator().manual_seed(step))
-        logits, taught, correction = clc(x)
-        kd = F.cross_entropy(logits, taught.softmax(1))
-        optimizer.zero_grad()
-        (kd + clc.weighted(correction, kd)).backward()
-        optimizer.step()
-        ratios.append(float(clc.last_ratio))
-    return ratios
-
-
-@pytest.mark.parametrize("ratio", [0.3, 2.0])
-def test_the_balanced_weight_keeps_the_ratio(ratio):
-    student, teacher = Net(0), Net(1)
-    clc = CascadedCorrection(student, teacher, balance="auto", ratio=ratio, weight=123.0)
-    ratios = train(clc, student, 40, torch.optim.SGD(student.parameters(), 0.0005))
-    assert ratios[0] == pytest.approx(ratio)
-    assert sum(ratios) / 40 == pytest.approx(ratio, rel=0.3) and all(0.2 * ratio < each < 3 * ratio for each in ratios)
-
-
-def test_the_balance_goes_on_from_its_state(tmp_path):
-    def start():
-        student = Net(0)
-        return student, torch.optim.SGD(student.parameters(), 0.05), CascadedCorrection(student, Net(1), balance="auto")
-
-    student, optimizer, clc = start()
-    assert clc.state_dict()["means"] is None
-    train(clc, student, 3, optimizer)
-    torch.save({"student": student.state_dict(), "clc": clc.state_dict()}, tmp_path / "state.pt")
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    again, other_optimizer, resumed = start()
-    again.load_state_dict(state["student"])
-    resumed.load_state_dict(state["clc"])
-    assert train(clc, student, 2, optimizer) == train(resumed, again, 2, other_optimizer)
-    with pytest.raises(CheckpointError, match=r"saved with ratio 1.0 \(here 2.0\); resume with the same settings"):
-        CascadedCorrection(Net(0), Net(1), balance="auto", ratio=2.0).load_state_dict(state["clc"])
 
 
 @pytest.mark.parametrize("grad", ["joint", "block"])

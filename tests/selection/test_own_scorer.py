@@ -1,5 +1,7 @@
 """A scorer of the user's own in place of `score_dataset`: called with what the selection needs, checked, counted, resumed."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -39,6 +41,69 @@ def test_it_is_given_the_models_the_view_and_its_options():
     assert acs.scoring_forwards == N + 2 * N
 
 
+def test_what_the_policy_was_not_given_keeps_the_scorers_own_default():
+    scorer = Scorer()
+    make(scorer=scorer)[0].begin_epoch(0)
+    make(scorer=functools.partial(scorer, batch_size=3), shift=1)[0].begin_epoch(0)
+    make(scorer=functools.partial(scorer, batch_size=3), batch_size=5)[0].begin_epoch(0)
+    assert [call[4:] for call in scorer.calls] == [(4, 0), (3, 1), (5, 0)]
+
+
+def test_a_scorer_of_any_options_gets_those_that_were_given():
+    seen = {}
+
+    def scorer(model, dataset, scores, *, teacher=None, **options):
+        seen.update(options)
+        return ScoreTable({name: torch.arange(float(N)) for name in scores})
+
+    make(scorer=scorer, temperature=2.0)[0].begin_epoch(0)
+    assert seen == {"temperature": 2.0}
+
+
+def test_labels_of_the_view_balance_scores_without_labels():
+    scorer = Scorer()
+    acs, data, _ = make(scorer=lambda *a, **k: ScoreTable(dict(scorer(*a, **k))), schedule=lambda t, e: 1.0)
+    acs.begin_epoch(0)
+    assert acs.selection.indices.tolist() == [29, 28, 27, 26, 25, 24] and data.tensors[1][acs.selection.indices].sum() == 3
+
+
+def test_balanced_classes_without_labels_are_refused_before_any_pass():
+    scorer, models = Scorer(), (nn.Linear(3, 2), nn.Linear(3, 2))
+    with pytest.raises(InputError, match="carry no labels; pass balanced=False"):
+        ACS(torch.zeros(N, 3), *models, epochs=4, scorer=scorer)
+    ACS(torch.zeros(N, 3), *models, epochs=4, scorer=scorer, balanced=False).begin_epoch(0)
+    assert len(scorer.calls) == 1
+
+
+class Pictures:
+    """Pictures of several sizes, which come in lists."""
+
+    def __len__(self):
+        return N
+
+    def batches(self, batch_size, indices=None):
+        order = torch.arange(N) if indices is None else indices
+        for part in order.split(batch_size):
+            yield [torch.randn(3, 4 + int(i) % 2, 4) for i in part], [None] * len(part)
+
+
+class OfPictures(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, pictures):
+        return [self.norm(picture[None]) for picture in pictures]
+
+
+def test_batch_norm_is_estimated_from_batches_of_the_scorers_size_and_each_picture_counts_once():
+    student = OfPictures()
+    options = {"epochs": 4, "interval": 1, "scorer": Scorer(), "balanced": False, "bn_reestimate": 3}
+    acs = ACS(Pictures(), student, OfPictures(), score_view=Pictures(), fraction=0.2, **options)
+    acs.begin_epoch(0)
+    assert student.norm.num_batches_tracked == 3 * 4 and acs.scoring_forwards == N + 3 * 4
+
+
 def test_acs_blends_and_selects_by_its_scores():
     acs, _, _ = make(schedule="constant", balanced=False, first_select="scores")
     acs.begin_epoch(0)
@@ -68,6 +133,17 @@ def test_it_goes_on_where_it_was_saved_and_only_with_the_same_scorer():
         make(scorer=lambda model, dataset, scores, teacher=None: None)[0].load_state_dict(first.state_dict())
 
 
+def test_what_a_partial_binds_is_part_of_its_name():
+    def scorer(model, dataset, scores, *, teacher=None, shift=0, other=None):
+        return ScoreTable({name: torch.arange(float(N)).roll(shift) for name in scores})
+
+    first = make(scorer=functools.partial(scorer, shift=1, other=object()), balanced=False)[0]
+    first.begin_epoch(0)
+    make(scorer=functools.partial(scorer, other=object(), shift=1), balanced=False)[0].load_state_dict(first.state_dict())
+    with pytest.raises(CheckpointError, match="shift=1"):
+        make(scorer=functools.partial(scorer, shift=2), balanced=False)[0].load_state_dict(first.state_dict())
+
+
 def test_policies_without_one_have_the_state_they_had():
     data = TensorDataset(torch.randn(N, 3), torch.arange(N) % 2)
     assert "scorer" not in ScoredSubset(data, nn.Linear(3, 2)).state_dict()["settings"]
@@ -80,6 +156,7 @@ def test_policies_without_one_have_the_state_they_had():
         ({"features": "embedding", "kind": ScoredSubset, "method": "k_center"}, "features='embedding'"),
         ({"num_classes": 3}, "num_classes"),
         ({"batch_size": 0}, "batch_size"),
+        ({"scorer": 3}, r"scorer must be a function of \(model, dataset, scores"),
     ],
 )
 def test_what_it_cannot_do_is_refused_at_once(options, told):

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import torch
 
-from fastqat.train.detection import DetectorConfig, make_detector
+from fastqat.train.detection import DetectorConfig, make_detector, quantize_detector
+from fastqat.train.detection.anchors import prepare, run_heads
+from fastqat.train.detection.models import calibrate_detector
 from fastqat.train.detection.shapes import make_shapes
 
 CLASSES = 4
@@ -17,6 +19,17 @@ def shapes(folder: Path, pictures: int = 16) -> Path:
 def tiny_detector(seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
     return make_detector("retinanet_tiny", CLASSES, min_size=64, max_size=64)
+
+
+def quantized(data, seed=0, config="w4a4"):
+    return calibrate_detector(quantize_detector(tiny_detector(seed), config), data.batches(4))
+
+
+def heads_of(model, data, indices):
+    pictures, targets = next(data.batches(len(indices), torch.tensor(indices)))
+    images, boxes = prepare(model, pictures, targets)
+    heads = run_heads(model, images)
+    return heads, boxes, images
 
 
 def tiny_run(folder: Path, data: Path, **options) -> DetectorConfig:

@@ -83,6 +83,16 @@ def test_limit_draws_the_same_pictures_each_time(root):
     some = CocoFolder(root, "train", limit=3)
     assert len(some) == 3 and some.image_ids == sorted(some.image_ids) == CocoFolder(root, "train", limit=3).image_ids
     assert torch.equal(some[1][0], CocoFolder(root, "train")[some.image_ids[1] - 1][0])
+    with pytest.raises(InputError, match="limit must be a whole number ≥ 1; got 0"):
+        CocoFolder(root, "train", limit=0)
+
+
+def test_negative_indices_count_from_the_end(root):
+    data = CocoFolder(root, "train")
+    picture, target = data[-1]
+    assert torch.equal(picture, data[7][0]) and len(target["boxes"]) and torch.equal(target["boxes"], data[7][1]["boxes"])
+    with pytest.raises(IndexError):
+        data[8]
 
 
 def test_the_fingerprint_follows_annotations_choice_and_files(root):
@@ -106,9 +116,15 @@ def test_the_fingerprint_follows_annotations_choice_and_files(root):
         (lambda c: c["annotations"][2].update(image_id=99), "is of picture 99, which images does not list"),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "needs four numbers: x, y, width, height"),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, 3, "4"]), "needs four numbers"),
-        (lambda c: c["images"][0].pop("width"), "needs id, file_name, width and height"),
+        (lambda c: c["images"][0].pop("width"), "needs a file_name and whole numbers id, width > 0"),
         (lambda c: c["images"][0].update(file_name="gone.png"), "1 of the 8 pictures .* the first is gone.png"),
         (lambda c: c["annotations"].clear(), "has no picture with a box"),
+        (lambda c: c["images"].append({**c["images"][0], "file_name": "000002.png"}), "000001.png and 000002.png have one id, 1"),
+        (lambda c: c["images"][0].update(id=[1]), "whole numbers id, width > 0 and height > 0"),
+        (lambda c: c["images"][0].update(width=0), "whole numbers id, width > 0 and height > 0"),
+        (lambda c: c["categories"][0].update(id=[1]), "category ids must be whole numbers"),
+        (lambda c: c["annotations"][0].update(image_id=[1]), r"is of picture \[1\]"),
+        (lambda c: c["annotations"][0].update(category_id=[1]), r"has category \[1\]"),
     ],
 )
 def test_annotations_that_do_not_fit_are_refused(root, change, told):
@@ -160,6 +176,9 @@ def test_settings_come_back_from_yaml(tmp_path):
         ({"lr": -1.0}, "lr must be a finite number"),
         ({"momentum": 1.0}, "momentum must be less than 1"),
         ({"resume": True, "overwrite": True}, "give one of them"),
+        ({"min_size": 1400}, "min_size must be at most max_size; got 1400 and 1333"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm must be positive"),
+        ({"bn_reestimate": -1}, "bn_reestimate must be at least 0"),
     ],
 )
 def test_settings_that_no_run_can_have_are_refused(options, told):

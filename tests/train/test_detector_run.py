@@ -1,18 +1,21 @@
 """Runs of a detector: the loss falls, average precision rises, selections change, and a run that was cut comes to the same bits."""
 
+import copy
 import csv
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from fastqat import cli
 from fastqat._errors import CheckpointError, DataError, FastqatError, InputError
 from fastqat.train.checkpoint import load_state
 from fastqat.train.detection import CocoFolder, make_detector, train_detector
-from fastqat.train.detection import __main__ as command
-from fastqat.train.detection.precision import MEASURES, average_precision
+from fastqat.train.detection.precision import MEASURES, _measure, _results, average_precision
+from fastqat.train.detection.stage import DetectorStage
 
 from .detection_runs import quiet, shapes, tiny_detector, tiny_run
 
@@ -59,6 +62,10 @@ def test_the_loss_falls_and_precision_rises_above_the_untrained_models(tmp_path)
     assert losses["float"][-1] < 0.6 * losses["float"][0] and losses["qat"][-1] < losses["qat"][0]
     assert [row["ap"] != "" for row in rows_of(config)] == [False] * 7 + [True] + [False] * 3 + [True]
     assert float(rows_of(config)[-1]["ap"]) == pytest.approx(summary["ap"], rel=1e-4)
+    model, val = tiny_detector(), CocoFolder(data, "val", keep_empty=True)
+    model.load_state_dict(load_state(config.run_dir / "checkpoints" / "float.pt")["model"])
+    assert average_precision(model, val, progress=False)["ap"] == summary["float_ap"]
+    assert average_precision(model, val, progress=False, amp=True)["ap"] == pytest.approx(summary["float_ap"], abs=0.01)
 
 
 def test_a_run_leaves_what_it_says(reference):
@@ -165,19 +172,18 @@ def test_a_model_of_the_users_own_and_no_quantization(data, tmp_path):
 def test_precision_is_whole_for_boxes_that_are_right_and_none_without_boxes(data):
     pytest.importorskip("pycocotools")
     folder = CocoFolder(data, "train", keep_empty=True)
-    shown = iter(range(len(folder)))
-
-    class Knows(torch.nn.Module):
-        def forward(self, pictures):
-            return [{**target, "scores": torch.ones(len(target["labels"]))} for target in (folder.target(next(shown)) for _ in pictures)]
-
-    found = average_precision(Knows(), folder, batch_size=5, progress=False)
+    targets = [folder.target(i) for i in range(len(folder))]
+    right = [
+        row
+        for image, target in zip(folder.image_ids, targets, strict=True)
+        for row in _results(image, {**target, "scores": torch.ones(len(target["labels"]))})
+    ]
+    found = _measure(folder, right)
     assert found["ap"] == found["ap50"] == found["ap_small"] == pytest.approx(1.0) and list(found) == list(MEASURES)
-    assert found["ap_large"] != found["ap_large"]  # no such box
-    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
-    nothing = torch.nn.Module()
-    nothing.forward = lambda pictures: [empty] * len(pictures)
-    assert average_precision(nothing, folder, progress=False)["ap"] == 0
+    assert math.isnan(found["ap_large"])  # there is no such box
+    nothing = _measure(folder, [])
+    assert nothing["ap"] == nothing["ap_small"] == 0 and math.isnan(nothing["ap_large"])
+    assert math.isnan(_measure(CocoFolder(data, "train", limit=1), [])["ap_large"])
 
 
 def test_what_no_run_can_do_is_refused_before_anything_is_written(data, tmp_path, monkeypatch):
@@ -218,11 +224,52 @@ def test_other_settings_other_data_and_a_loss_that_is_not_finite_are_told(data, 
         train_detector(tiny_run(tmp_path, data, float_lr=1e30, warmup_steps=0, name="high"), say=quiet)
 
 
-def test_the_command_runs_and_tells_errors_in_a_line(data, tmp_path, capsys):
-    flags = ["--train-split", "train", "--val-split", "None", "--model", "retinanet_tiny", "--min-size", "64", "--max-size", "64"]
-    flags += ["--float-epochs", "1", "--epochs", "1", "--workers", "0", "--fraction", "0.5", "--runs", str(tmp_path), "--name", "one"]
-    assert command.main(["--data", str(data), *flags]) == 0
-    assert "gradient_steps" in capsys.readouterr().out
-    assert command.main(["--data", str(tmp_path / "nowhere"), *flags[4:], "--overwrite"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and "instances_train2017.json" in error and error.count("\n") == 1
+def test_report_and_score_say_that_they_are_for_classification(reference, capsys):
+    for command in ("report", "score"):
+        assert cli.main([command, str(reference.run_dir)]) == 2
+        assert "is a run of a detector and this is for classification" in capsys.readouterr().err
+
+
+def test_a_short_float_training_reaches_its_rate_and_logs_it(data, tmp_path):
+    config = tiny_run(tmp_path, data, warmup_steps=500, float_epochs=3, epochs=0)
+    train_detector(config, say=quiet)
+    rates = [float(row["lr"]) for row in rows_of(config)]  # of the last of the four steps of each epoch
+    assert rates == pytest.approx([0.02 * (1 + math.cos(math.pi * (epoch + 0.75) / 3)) / 2 for epoch in range(3)], rel=1e-5)
+
+
+def test_clipped_gradients_move_weights_less(data, tmp_path):
+    start = tiny_detector(2)
+    far = []
+    for name, norm in (("free", None), ("clipped", 1e-3)):
+        model = copy.deepcopy(start)
+        config = tiny_run(tmp_path, data, name=name, max_grad_norm=norm, float_epochs=1, epochs=0, qconfig="none", momentum=0.0)
+        train_detector(config, model=model, say=quiet)
+        moved = [(a - b).square().sum() for a, b in zip(model.parameters(), start.parameters(), strict=True)]
+        far.append(torch.stack(moved).sum().sqrt().item())
+    assert far[1] <= 4 * 0.02 * 1e-3 * 1.1 + 1e-4 < far[0]
+
+
+def test_training_stops_soon_after_a_loss_that_is_not_finite(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastqat.train.detection.stage._LOOK_EVERY", 1)
+    steps = []
+    monkeypatch.setattr(DetectorStage, "_step", lambda self, x, y: steps.append(len(x)) or torch.tensor([1.0, math.nan]))
+    with pytest.raises(FastqatError, match="training diverged: the loss of float epoch 0"):
+        train_detector(tiny_run(tmp_path, data), say=quiet)
+    assert len(steps) == 1
+
+
+def test_batch_norm_is_estimated_again_from_so_many_pictures(data, reference, tmp_path):
+    weights = reference.run_dir / "checkpoints" / "float.pt"
+    for select, forwards in (("evs", 16 + 2 * (2 * 4)), ("random", 2 * 4)):  # before scoring and at the end
+        config = tiny_run(tmp_path, data, select=select, name=select, float_checkpoint=weights, epochs=1, bn_reestimate=2)
+        assert train_detector(config, say=quiet)["scoring_forwards"] == forwards
+
+
+def test_val_limit_evaluates_so_many_pictures(data, tmp_path, monkeypatch):
+    pytest.importorskip("pycocotools")
+    seen = []
+    monkeypatch.setattr(
+        "fastqat.train.detection.stage.average_precision", lambda model, val, **o: seen.append(len(val)) or dict.fromkeys(MEASURES, 0.5)
+    )
+    summary = train_detector(tiny_run(tmp_path, data, val_split="val", val_limit=3, float_epochs=1, epochs=1), say=quiet)
+    assert seen == [3, 3] and summary["float_ap"] == 0.5  # the float stage's own evaluation counts

@@ -18,7 +18,7 @@ from fastqat._errors import FastqatError, InputError, ProcessError
 from fastqat._torchrun import started
 from fastqat.nn import QConfig, calibrate, quantize
 from fastqat.quantizers import QuantSpec
-from fastqat.train import float_stage, run
+from fastqat.train import devices, float_stage
 from fastqat.train.batches import TrainBatch, part_of
 from fastqat.train.config import TrainConfig
 from fastqat.train.models import make_model
@@ -232,14 +232,14 @@ def test_statistics_meet_and_differences_are_found(tmp_path):
     ],
 )
 def test_each_process_has_its_gpu(monkeypatch, name, local, message):
-    monkeypatch.setattr(run, "world", lambda: group.World(3, 4))
+    monkeypatch.setattr(devices, "world", lambda: group.World(3, 4))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
     monkeypatch.setenv("LOCAL_RANK", local)
     with pytest.raises(InputError, match=message):
-        run.pick_device(name)
+        devices.pick_device(name)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert run.pick_device("cuda") == torch.device("cuda", 1) and run.pick_device("cpu") == torch.device("cpu")
+    assert devices.pick_device("cuda") == torch.device("cuda", 1) and devices.pick_device("cpu") == torch.device("cpu")
 
 
 def test_float_weights_are_shared_by_runs_with_as_many_processes(monkeypatch):

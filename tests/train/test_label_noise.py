@@ -15,11 +15,12 @@ from fastqat.data import TensorData, fingerprint, relabelled, subset
 from fastqat.selection.datasets import labels_of
 from fastqat.selection.table import ScoreTable
 from fastqat.train.config import TrainConfig
-from fastqat.train.float_stage import float_key
+from fastqat.train.float_stage import float_key, teacher_config
 from fastqat.train.label_noise import with_wrong_labels
 from fastqat.train.pool import part_of, prepare_data
 from fastqat.train.run import train
 from fastqat.train.score import score_run
+from fastqat.train.study_grid import StudyRun
 from tests.train.conftest import tiny_config
 
 CPU = torch.device("cpu")
@@ -105,7 +106,8 @@ def test_pool_and_validation_are_noisy_and_the_test_set_is_not(kind):
     for mine, given in ((noisy.pool.y, clean.pool.y), (noisy.val.y, clean.val.y)):
         assert given[mine != given].bincount(minlength=10).tolist() == [round(0.2 * int(n)) for n in given.bincount(minlength=10)]
     assert torch.equal(noisy.wrong, noisy.pool.y != clean.pool.y) and torch.equal(noisy.labels, noisy.pool.y)
-    assert noisy.source.dataset is noisy.pool and clean.wrong is None and noisy.clean is None
+    assert noisy.source.dataset is noisy.pool and clean.wrong is None
+    assert clean.clean is None and torch.equal(noisy.clean.labels, clean.labels)
     part = part_of(noisy, torch.tensor([3, 1]), "a")
     assert torch.equal(part.wrong, noisy.wrong[[3, 1]]) and torch.equal(part.labels, noisy.labels[[3, 1]])
 
@@ -121,11 +123,13 @@ def test_the_whole_training_set_has_the_same_wrong_labels():
 def test_float_models_are_cached_by_the_labels_that_they_learned():
     base = TrainConfig(limit=200)
     changes = [{}, {"label_noise": 0.1}, {"label_noise": 0.2}, {"label_noise": 0.2, "label_noise_type": "asymmetric"}]
-    keys = [float_key(config, prepare_data(config, CPU).for_float) for config in (replace(base, **change) for change in changes)]
+    keys = [float_key(config, prepare_data(config, CPU)) for config in (replace(base, **change) for change in changes)]
     assert len(set(keys)) == 4
-    oracle = replace(base, label_noise=0.2, oracle_teacher=True)
+    oracle = replace(base, label_noise=0.2, oracle_teacher=True, loss="kd")
     data = prepare_data(oracle, CPU)
-    assert float_key(oracle, data.for_float) == keys[0] and data.fingerprint != data.for_float.fingerprint
+    assert float_key(oracle, data) == keys[2] and float_key(teacher_config(oracle), data.clean) == keys[0]
+    trained = [StudyRun("a", config).float_models for config in (replace(base, label_noise=0.2), base, oracle)]
+    assert trained[0] | trained[1] == trained[2] and trained[0].isdisjoint(trained[1])
     shared = [prepare_data(replace(base, label_noise=0.2, seed=seed, float_seed=1), CPU).labels for seed in (0, 1)]
     assert torch.equal(*shared) and not torch.equal(shared[0], prepare_data(replace(base, label_noise=0.2, float_seed=2), CPU).labels)
 
@@ -136,7 +140,8 @@ def finished(tmp_path_factory) -> dict[str, TrainConfig]:
     threads = torch.get_num_threads()
     base = replace(tiny_config(tmp_path_factory.mktemp("noise")), label_noise=0.2, float_epochs=4)
     configs = {name: replace(base, name=name, **change) for name, change in {
-        "noisy": {}, "oracle": {"oracle_teacher": True, "report": True}, "whole": {"select": "none", "epochs": 2},
+        "noisy": {}, "oracle": {"oracle_teacher": True, "report": True}, "clean": {"label_noise": 0.0, "epochs": 0},
+        "whole": {"select": "none", "epochs": 2},
     }.items()}  # fmt: skip
     for config in configs.values():
         train(config, say=silent)
@@ -164,8 +169,9 @@ def test_each_selection_tells_its_wrong_labels(finished):
     summary = summary_of(config)
     shares = [float(row["noisy_selected"]) for row in rows]
     assert summary["noisy_selected"] == pytest.approx(shares[-1], rel=1e-5)
-    assert summary["mean_noisy_selected"] == pytest.approx(sum(shares) / len(shares), rel=1e-5)
+    assert summary["noisy_selected_mean"] == pytest.approx(sum(shares) / len(shares), rel=1e-5)
     assert (summary["label_noise"], summary["label_noise_type"], summary["oracle_teacher"]) == (0.2, "symmetric", False)
+    assert summary["teacher"] is None and summary["oracle_models"] == []
     assert all(row["noisy_selected"] == "" for row in rows_of(config) if row["stage"] == "float")
 
 
@@ -174,20 +180,46 @@ def test_all_data_have_the_share_of_the_pool(finished):
     assert summary_of(finished["whole"])["noisy_selected"] == pytest.approx(float(data.wrong.double().mean()), rel=1e-6)
 
 
-def test_the_oracle_learned_other_labels_and_is_marked(finished):
-    noisy, oracle = (summary_of(finished[name]) for name in ("noisy", "oracle"))
-    assert oracle["oracle_teacher"] and oracle["float_accuracy"] != noisy["float_accuracy"]
-    clean = prepare_data(finished["oracle"], CPU).clean
-    assert torch.equal(ScoreTable.load(finished["oracle"].run_dir / "dynamics.npz").labels, clean.labels)
-    page = (finished["oracle"].run_dir / "report.html").read_text()
-    assert "(oracle)" in page and "20 % of each class were made wrong" in page
-    assert not (finished["oracle"].run_dir / "label_issues.npz").exists()  # the recorded labels are not those of the run
+def weights(config: TrainConfig, name: str) -> dict[str, torch.Tensor]:
+    return torch.load(config.run_dir / "checkpoints" / f"{name}.pt", weights_only=True)["model"]
 
 
-def test_the_oracle_takes_the_float_model_of_clean_labels_from_the_cache(finished):
-    config, told = finished["oracle"], []
-    train(replace(config, label_noise=0.0, oracle_teacher=False, name="clean", epochs=0, report=False), say=told.append)
-    assert any("of an earlier run" in line for line in told)
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_an_oracle_differs_in_its_teacher_alone(finished):
+    noisy, oracle, clean = (finished[name] for name in ("noisy", "oracle", "clean"))
+    assert same(weights(oracle, "float"), weights(noisy, "float")) and not same(weights(oracle, "float"), weights(clean, "float"))
+    assert same(weights(oracle, "teacher"), weights(clean, "float"))
+    summary = summary_of(oracle)
+    assert summary["float_accuracy"] == summary_of(noisy)["float_accuracy"]
+    assert summary["teacher_accuracy"] == summary_of(clean)["float_accuracy"]
+    assert (summary["teacher"], summary["oracle_models"]) == ("resnet8", ["teacher"])
+    stages = [row["stage"] for row in rows_of(oracle)]
+    assert stages == ["float"] * 4 + ["teacher"] * 4 + ["qat"] * 4
+
+
+def test_what_an_oracle_leaves_behind(finished):
+    config = finished["oracle"]
+    page = (config.run_dir / "report.html").read_text()
+    assert "the right labels were there for the teacher" in page and "20 % of each class were made wrong" in page
+    given = prepare_data(config, CPU).labels
+    assert torch.equal(ScoreTable.load(config.run_dir / "dynamics.npz").labels, given)
+    with np.load(config.run_dir / "label_issues.npz") as issues:
+        assert np.array_equal(issues["given"], given[issues["index"]])
+    scored = score_run(config.run_dir, ("ds",), progress=False)  # compares with the oracle
+    assert scored["ds"].shape == given.shape
+
+
+def test_given_weights_under_noise_are_marked(finished, tmp_path):
+    torch.save(weights(finished["clean"], "float"), tmp_path / "w.pt")
+    base = replace(finished["noisy"], epochs=0, float_checkpoint=tmp_path / "w.pt", oracle_teacher=True, loss="kd")
+    summary = train(replace(base, name="given"), say=silent)
+    assert summary["oracle_models"] == ["float", "teacher"] and summary["teacher"] is None
+    assert summary["float_accuracy"] == summary_of(finished["clean"])["float_accuracy"]
+    other = replace(base, float_checkpoint=None, teacher_checkpoint=tmp_path / "w.pt")
+    assert other.oracle_models == ("teacher",) and teacher_config(other).float_checkpoint == tmp_path / "w.pt"
 
 
 def test_resumed_and_scored_with_the_same_labels(finished):
@@ -204,7 +236,9 @@ def test_resumed_and_scored_with_the_same_labels(finished):
         ({"label_noise": 1.0}, r"label_noise must lie in \[0, 1\); got 1.0"),
         ({"label_noise": -0.1}, "label_noise must lie in"),
         ({"oracle_teacher": True}, "set label_noise above 0"),
-        ({"oracle_teacher": True, "label_noise": 0.1, "float_checkpoint": Path("x.pt")}, "checkpoints give them here"),
+        ({"oracle_teacher": True, "label_noise": 0.1, "select": "rs2"}, "looks at a teacher; leave oracle_teacher out"),
+        ({"label_noise": 0.1, "float_checkpoint": Path("x.pt")}, "weights of float_checkpoint may come .* oracle_teacher=True"),
+        ({"label_noise": 0.1, "teacher_checkpoint": Path("x.pt"), "loss": "kd"}, "weights of teacher_checkpoint may come"),
     ],
 )
 def test_settings_that_make_no_sense(change, message):
@@ -218,5 +252,5 @@ def test_noise_is_in_the_name():
         TrainConfig(label_noise=0.1, label_noise_type="asymmetric").run_name,
         TrainConfig().run_name,
     }
-    names |= {TrainConfig(label_noise=0.1, oracle_teacher=True).run_name, TrainConfig(label_noise=0.2).run_name}
+    names |= {TrainConfig(label_noise=0.1, oracle_teacher=True, loss="kd").run_name, TrainConfig(label_noise=0.2).run_name}
     assert len(names) == 5

@@ -6,18 +6,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from fastqat._errors import InputError
+from fastqat._errors import CheckpointError, InputError
 from fastqat.methods import CascadedCorrection, QuaRCSubset
 from fastqat.train.checkpoint import load_state
 from fastqat.train.config import TrainConfig
+from fastqat.train.engine import _Tally
 from fastqat.train.run import train
 from tests.processes import Ranks
 
 from .conftest import tiny_config
 from .test_resume import assert_same, metric_rows, quiet
 
-QUARC = {"select": "quarc", "loss": "kd_clc", "clc_balance": "auto"}
+QUARC = {"select": "quarc", "loss": "kd_clc"}
 
 
 def metrics(config: TrainConfig) -> list[dict[str, str]]:
@@ -52,7 +54,7 @@ def test_the_correction_is_what_the_settings_say(tiny, monkeypatch):
         original(self, *args, **options)
 
     monkeypatch.setattr(CascadedCorrection, "__init__", recording)
-    settings = {"layers": "layer*.0,fc", "distribution": "flat", "reduction": "rows", "weight": 7.0, "balance": "fixed", "ratio": 3.0}
+    settings = {"layers": "layer*.0,fc", "distribution": "flat", "reduction": "rows", "weight": 7.0, "balance": "fixed", "ratio": 1.0}
     settings |= {"block_input": "student", "grad": "block"}
     config = replace(tiny, select="random", loss="kd_clc", epochs=1, **{f"clc_{name}": value for name, value in settings.items()})
     train(config, say=quiet)
@@ -96,7 +98,7 @@ def train_here(config: TrainConfig) -> None:
 def test_two_processes_keep_one_weight_and_one_model(tmp_path):
     """The trainer itself compares the weights of the processes after each epoch; parts are uneven (the last batch has 5 samples)."""
     config = replace(tiny_config(tmp_path / "two"), fraction=0.29, float_epochs=1, epochs=2, qconfig="w2a4", grad_factor="per_scale")
-    config = replace(config, **QUARC, clc_grad="block")
+    config = replace(config, **QUARC, clc_grad="block", clc_block_input="student")
     ranks = Ranks(2, tmp_path / "log", train_here, config)
     assert ranks.codes() == [0, 0], ranks.output()
     assert all(float(row["clc_ratio"]) == pytest.approx(1, rel=0.6) for row in metrics(config))
@@ -107,10 +109,11 @@ def test_run_names_tell_the_settings_apart():
         return TrainConfig(loss="kd_clc", select="quarc", **settings).run_name
 
     assert name() == "digits-resnet8-w2a32-quarc10-kd_clc-seed0"
-    assert name(clc_balance="auto", clc_ratio=0.5) == "digits-resnet8-w2a32-quarc10-kd_clc-auto0.5-seed0"
-    assert name(clc_weight=100.0, score_normalize="rank") == "digits-resnet8-w2a32-quarc-rank10-kd_clc-weight100-seed0"
-    options = {"clc_layers": "layer1.*,fc", "clc_distribution": "flat", "clc_reduction": "rows", "clc_block_input": "student"}
-    assert name(**options, clc_grad="block") == "digits-resnet8-w2a32-quarc10-kd_clc-layer1_fc-flat-rows-student-block-seed0"
+    assert name(clc_ratio=0.5) == "digits-resnet8-w2a32-quarc10-kd_clc-auto0.5-seed0"
+    assert name(clc_balance="fixed") == "digits-resnet8-w2a32-quarc10-kd_clc-weight100000-seed0"
+    assert name(clc_balance="fixed", clc_weight=100.0, score_normalize="rank") == "digits-resnet8-w2a32-quarc-rank10-kd_clc-weight100-seed0"
+    options = {"clc_layers": "fc", "clc_distribution": "flat", "clc_reduction": "rows", "clc_block_input": "student"}
+    assert name(**options, clc_grad="block") == "digits-resnet8-w2a32-quarc10-kd_clc-fc-flat-rows-student-block-seed0"
     assert TrainConfig(loss="kd", clc_grad="block", select="acs", score_normalize="rank").run_name == "digits-resnet8-w2a32-acs10-kd-seed0"
 
 
@@ -119,6 +122,8 @@ def test_run_names_tell_the_settings_apart():
     [
         ({"clc_weight": 0.0}, "clc_weight must be a finite number above 0; got 0.0"),
         ({"clc_ratio": math.nan}, "clc_ratio must be a finite number above 0; got nan"),
+        ({"clc_weight": 10.0}, "clc_weight 10 is for clc_balance fixed; use clc_balance='fixed', or leave clc_weight out"),
+        ({"clc_balance": "fixed", "clc_ratio": 0.5}, "clc_ratio 0.5 is for clc_balance auto; use clc_balance='auto', or leave"),
         ({"clc_distribution": "softmax"}, "clc_distribution must be one of channel, spatial, flat, mse; got 'softmax'"),
     ],
 )
@@ -144,9 +149,51 @@ def test_layers_that_cannot_be_compared_are_refused_before_the_float_model_is_tr
 
 def test_pairs_of_layers_with_a_teacher_of_another_architecture(tiny):
     pairs = "layer1.0=layer1.2, layer3.0=layer3.2"
-    config = replace(tiny, loss="kd_clc", teacher="resnet20", clc_layers=pairs, float_epochs=0, epochs=1, clc_balance="auto")
+    config = replace(tiny, loss="kd_clc", teacher="resnet20", clc_layers=pairs, float_epochs=0, epochs=1)
     train(config, say=quiet)
     assert float(metrics(config)[0]["clc_ratio"]) == pytest.approx(1, rel=0.7)
+
+
+def test_loss_weights_of_the_selection_count_in_the_correction(tiny, monkeypatch):
+    seen = []
+    original = CascadedCorrection.__call__
+
+    def recording(self, x, *, weights=None, **options):
+        seen.append(weights)
+        return original(self, x, weights=weights, **options)
+
+    monkeypatch.setattr(CascadedCorrection, "__call__", recording)
+    config = replace(tiny, loss="kd_clc", select="infobatch", score="loss", fraction=0.8, interval=1, epochs=2)
+    train(config, say=quiet)
+    weights = torch.cat([each for each in seen if each is not None])
+    assert weights.unique().numel() > 1 and all(float(row["clc_ratio"]) == pytest.approx(1, rel=0.6) for row in metrics(config))
+
+
+def test_a_correction_beside_which_distillation_vanishes(tiny):
+    """Of 1e9 in fp32 nothing is left of L_KD: the ratio is that of the two sums, not of a difference."""
+    options = {"clc_distribution": "mse", "clc_reduction": "rows", "clc_balance": "fixed", "clc_weight": 1e6}
+    config = replace(tiny, loss="kd_clc", select="random", epochs=1, lr=0.0, **options)
+    train(config, say=quiet)
+    row = metrics(config)[0]
+    kd = float(row["train_loss"]) / float(row["clc_ratio"])
+    assert float(row["train_loss"]) > 1e8 and 0.1 < kd < 10
+
+
+def test_a_distillation_loss_of_zero_has_no_ratio():
+    tally = _Tally(None)
+    tally.add(torch.tensor(2.0), torch.zeros(3, 4), torch.zeros(3).long(), parts=(torch.tensor(0.0), torch.tensor(2.0)))
+    assert tally.result().clc_ratio is None
+
+
+def test_a_run_without_correction_goes_on_whatever_the_defaults_of_the_correction_are(tiny):
+    config = replace(tiny, epochs=1)
+    train(config, say=quiet)
+    path = config.run_dir / "config.yaml"
+    path.write_text(path.read_text().replace("clc_balance: auto", "clc_balance: fixed"))
+    train(replace(config, resume=True), say=quiet)
+    path.write_text(path.read_text().replace("loss: ce", "loss: kd_clc"))
+    with pytest.raises(CheckpointError, match="clc_balance fixed .now auto."):
+        train(replace(config, resume=True, loss="kd_clc"), say=quiet)
 
 
 def test_amp_trains(tiny):

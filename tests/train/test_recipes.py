@@ -31,7 +31,7 @@ STATED = {
     },
     "quarc-cifar100": {
         "data": "cifar100", "model": "mobilenet_v2_half", "qconfig": "w2a32", "quantizer": "lsq_plus", "select": "quarc", "fraction": 0.01,
-        "interval": 50, "schedule": "cosine", "loss": "kd_clc", "clc_layers": "blocks", "clc_weight": 1e5, "epochs": 200,
+        "interval": 50, "schedule": "cosine", "loss": "kd_clc", "clc_layers": "blocks", "epochs": 200,
         "batch_size": 256, "optimizer": "sgd", "lr": 0.01,
     },
 }  # fmt: skip
@@ -117,7 +117,8 @@ def test_cifar100_recipes_run(tmp_path, one_thread, name):
     write_cifar100(tmp_path)
     values = {"recipe": name, "data_root": tmp_path, "runs": tmp_path / "runs", "fraction": 0.25, **SHORT}
     summary = train(TrainConfig.of(values), say=lambda line: None)
-    assert summary["gradient_steps"] == 1 and summary["scoring_forwards"] > 0 and summary["qconfig"] == "w2a32"
+    assert summary["gradient_steps"] == 2 and summary["scoring_forwards"] > 0 and summary["qconfig"] == "w2a32"
+    assert summary["unique_samples"] == 20  # a quarter of all 80: nothing is held out
     assert summary["quantizer"] == STATED[name]["quantizer"] and 0 <= summary["test_accuracy"] <= 1
 
 

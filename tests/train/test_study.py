@@ -25,6 +25,7 @@ class World:
 
     def __init__(self, monkeypatch, outcomes=None):
         self.outcomes = outcomes or {}
+        self.faults: dict[str, str] = {}
         self.begun: list[str] = []
         self.at_once: list[set[str]] = []
         self.jobs: list = []
@@ -42,6 +43,9 @@ class World:
                 self.run, self.trains = run, trains
                 world.begun.append(run.label)
                 world.at_once.append({job.run.label for job in world.jobs if job.run})
+
+            def check(self, configs):
+                return [world.faults.get(config.name, "") for config in configs]
 
             def outcome(self):
                 run, self.run = self.run, None
@@ -112,6 +116,34 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(tmp_path, monkeypatch, c
     assert main([*command, "--jobs", "2"]) == 0 and world.begun == ["a seed 0", "b seed 0", "a seed 0"]
 
 
+def test_some_cells_alone(tmp_path, monkeypatch, one_thread):
+    world, lines = World(monkeypatch), []
+    path = write(tmp_path, "cells: [{name: a, select: rs2}, {name: b, select: rs2}, {name: ac, select: rs2}]")
+    study.run_study(path, runs=tmp_path / "runs", only="b", say=lines.append)
+    study.run_study(path, runs=tmp_path / "runs", only="x, ac", say=lines.append)
+    assert world.begun == ["b seed 0", "ac seed 0"] and lines[-1].startswith("2 of 3 runs are done")
+    assert [row["cell"] for row in rows(tmp_path / "runs/s/study_s.csv")] == ["ac", "b"]
+
+
+def test_what_is_left_can_be_asked(tmp_path, monkeypatch, one_thread):
+    world, lines = World(monkeypatch), []
+    path = write(tmp_path, "seeds: 2\nfloat_seeds: 1\ncells: [{name: a, select: rs2}, {name: b, select: rs2, weight_decay: 0.1}]")
+    study.run_study(path, runs=tmp_path / "runs", minutes=0, say=lines.append)
+    assert not world.begun and lines[1] == "not all cells start from the same float model: they differ in weight_decay"
+    assert lines[-1] == "stopped: 0 of 4 runs are done, 4 are left; the same command goes on; no rows yet"
+
+
+def test_a_cell_that_cannot_run_is_told_before_anything_starts(tmp_path, monkeypatch, one_thread):
+    world = World(monkeypatch)
+    world.faults = {"b-seed0": "no such layers"}
+    path = write(tmp_path, "seeds: 2\nfloat_seeds: 1\ncells: [{name: a, select: rs2}, {name: b, select: rs2}]")
+    with pytest.raises(InputError, match="cell 'b': no such layers; nothing was started: .*choose other cells with only=PATTERN"):
+        study.run_study(path, runs=tmp_path / "runs", say=lambda line: None)
+    assert not world.begun and world.ended == 1
+    study.run_study(path, runs=tmp_path / "runs", only="a", say=lambda line: None)
+    assert world.begun == ["a seed 0", "a seed 1"]
+
+
 def test_what_is_under_way_goes_first(tmp_path, monkeypatch, one_thread):
     world = World(monkeypatch)
     path = write(tmp_path, "cells: [{name: a, select: rs2}, {name: b, select: rs2}]")
@@ -134,8 +166,9 @@ def test_the_end_of_the_time_stops_runs_and_tells_what_is_left(tmp_path, monkeyp
 def test_ctrl_c_ends_all_jobs_and_tells_the_command(tmp_path, monkeypatch, capsys, one_thread):
     world = World(monkeypatch, {"a seed 0": KeyboardInterrupt()})
     path = write(tmp_path, "cells: [{name: a, select: rs2}, {name: b, select: acs, float_seed: 1}]".replace(", float_seed: 1", ""))
-    assert main(["train", "--study", str(path), "--jobs=2", "--runs", str(tmp_path / "runs")]) == 130
-    assert f"the same command goes on: fastqat train --study {path} --jobs 2 --runs {tmp_path / 'runs'}" in capsys.readouterr().err
+    assert main(["train", "--study", str(path), "--jobs=2", "--threads=1", "--minutes=60", "--runs", str(tmp_path / "runs")]) == 130
+    command = f"fastqat train --study {path} --runs {tmp_path / 'runs'} --jobs 2 --minutes 60.0 --threads 1"
+    assert f"the same command goes on: {command}\n" in capsys.readouterr().err
     assert world.ended == len(world.jobs) == 2
 
 
@@ -153,7 +186,7 @@ def test_damaged_files_of_a_finished_run_are_told(tmp_path, monkeypatch, one_thr
     path = write(tmp_path, "cells: [{name: a, select: rs2}]")
     study.run_study(path, runs=tmp_path / "runs", say=lambda line: None)
     (tmp_path / "runs/s/a-seed0/metrics.csv").unlink()
-    with pytest.raises(FastqatError, match="a seed 0 failed .*a-seed0 is no finished run"):
+    with pytest.raises(FastqatError, match="a seed 0 failed .*a-seed0 is no finished run.*remove it, or leave it out.$"):
         study.run_study(path, runs=tmp_path / "runs", say=lambda line: None)
 
 
@@ -164,6 +197,28 @@ def test_a_run_with_other_settings_is_refused_before_anything_starts(tmp_path, m
     with pytest.raises(CheckpointError, match="b-seed0 was started with lr 0.5"):
         study.run_study(tmp_path / "s.yaml", runs=tmp_path / "runs")
     assert not world.begun
+
+
+def test_other_threads_are_refused_before_anything_starts(tmp_path, monkeypatch, one_thread):
+    """They would bring another float model for the same float seed."""
+    world = World(monkeypatch)
+    study.run_study(write(tmp_path, "cells: [{name: a, select: rs2}]"), runs=tmp_path / "runs", say=lambda line: None)
+    path = write(tmp_path, "cells: [{name: a, select: rs2}, {name: b}]")
+    with pytest.raises(CheckpointError, match=r"a-seed0 was started with threads 1 \(now 2\).*go on with threads=1"):
+        study.run_study(path, runs=tmp_path / "runs", threads=2)
+    assert world.begun == ["a seed 0"]
+
+
+def test_rows_of_runs_that_are_elsewhere_are_not_written_over(tmp_path, monkeypatch, one_thread):
+    world, results = World(monkeypatch), tmp_path / "rows"
+    path = write(tmp_path, "cells: [{name: a, select: rs2}, {name: b, select: rs2}]")
+    study.run_study(path, runs=tmp_path / "first", results=results, say=lambda line: None)
+    kept = (results / "study_s.csv").read_text()
+    with pytest.raises(InputError, match=r"has rows of 2 runs that are not in .*second/s, a seed 0 for one"):
+        study.run_study(path, runs=tmp_path / "second", results=results)
+    assert len(world.begun) == 2 and (results / "study_s.csv").read_text() == kept
+    study.run_study(write(tmp_path, "cells: [{name: a, select: rs2}]"), runs=tmp_path / "first", results=results, say=lambda line: None)
+    assert [row["cell"] for row in rows(results / "study_s.csv")] == ["a"]  # a cell that was taken out of the file
 
 
 def test_one_process_at_a_study(tmp_path, monkeypatch):
@@ -180,7 +235,10 @@ BAD = {
     "--resume": (["--resume"], "leave out --resume"),
     "--name": (["--name=x"], "leave out --name"),
     "--jobs": (["--jobs=0"], "jobs must be at least 1"),
-    "--minutes": (["--minutes=0"], "minutes above 0"),
+    "--minutes": (["--minutes=-1"], "minutes finite and at least 0"),
+    "--minutes inf": (["--minutes=inf"], "minutes finite and at least 0"),
+    "--recipe": (["--recipe=acs-cifar100", "--lr=0.5"], "leave out --recipe or write"),
+    "--only": (["--only=b*"], "only must be patterns of names of cells, such as acs*; 'b*' fits none of a"),
     "--threads": (["--threads=0"], "threads must be at least 1"),
 }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fastqat._errors import InputError
-from fastqat.train.study_grid import read_study
+from fastqat.train.study_grid import float_differences, read_study
 
 
 def study(folder: Path, text: str, name: str = "s", **given):
@@ -39,6 +39,19 @@ def test_lists_are_multiplied_and_name_their_cells(tmp_path):
     assert [(run.config.loss, run.config.bn_reestimate, run.config.epochs, run.config.seed) for run in found.runs][2] == ("kd", 0, 3, 7)
 
 
+def test_names_of_cells_need_no_quotes_in_a_shell(tmp_path):
+    found = study(tmp_path, "base: {loss: kd_clc}\ncells: [{name: 'a-{clc_layers}', clc_layers: ['layer1.*,layer2', blocks]}]")
+    assert [run.cell for run in found.runs] == ["a-layer1._layer2", "a-blocks"]
+
+
+def test_settings_that_part_float_models_are_known(tmp_path):
+    cells = "[{name: a, lr: [0.1, 0.2]}, {name: b, weight_decay: 0.0, val_fraction: 0.2}]"
+    assert float_differences(study(tmp_path, f"seeds: 2\ncells: {cells}").runs) == ["weight_decay", "val_fraction"]
+    text = "seeds: 2\nfloat_seeds: {}\nbase: {{float_checkpoint: 'w{{seed}}.pt'}}\ncells: [{{name: a, select: [acs, rs2]}}]"
+    assert not float_differences(study(tmp_path, text.format(2)).runs)
+    assert float_differences(study(tmp_path, text.format(1)).runs) == ["float_checkpoint"]
+
+
 def test_a_list_in_base_goes_for_all_cells_and_recipes_lie_below(tmp_path):
     found = study(tmp_path, "base: {recipe: acs-cifar100, loss: [ce, kd], epochs: 5}\ncells: [{name: a}, {name: b, select: rs2}]")
     assert [run.cell for run in found.runs] == ["a-ce", "a-kd", "b-ce", "b-kd"]
@@ -56,7 +69,6 @@ def test_seeds_in_values_and_threads_of_the_command(tmp_path):
     ("same", "first", "second"),
     [
         (True, "select: rs2", "select: acs, loss: kd, epochs: 3, lr: 0.5"),
-        (True, "label_noise: 0.1, oracle_teacher: true", "label_noise: 0.0"),
         (False, "label_noise: 0.1", "label_noise: 0.0"),
         (False, "float_epochs: 3", "float_epochs: 4"),
         (False, "limit: 300", "limit: 400"),
@@ -65,6 +77,12 @@ def test_seeds_in_values_and_threads_of_the_command(tmp_path):
 def test_runs_that_train_the_same_float_model(tmp_path, same, first, second):
     a, b = study(tmp_path, f"cells: [{{name: a, {first}}}, {{name: b, {second}}}]").runs
     assert (a.float_models == b.float_models) is same and len(a.float_models) == 1
+
+
+def test_an_oracle_teacher_is_the_float_model_of_a_run_without_noise(tmp_path):
+    noise = "loss: kd, label_noise: 0.1"
+    a, b, c = study(tmp_path, f"cells: [{{name: a, {noise}, oracle_teacher: true}}, {{name: b, {noise}}}, {{name: c, loss: kd}}]").runs
+    assert a.float_models == b.float_models | c.float_models and len(a.float_models) == 2
 
 
 def test_a_teacher_of_another_model_is_a_float_model_too(tmp_path):
@@ -98,7 +116,8 @@ BAD = {
     "same name": ("cells: [{name: a}, {name: a, select: acs}]", "'a'"),
     "empty list": ("cells: [{name: a, loss: []}]", "cell 'a': loss is an empty list"),
     "placeholder": ("cells: [{name: 'a{fractoin}'}]", "cell 'a{fractoin}': the name must use settings of this cell or of base"),
-    "folder name": ("cells: [{name: a, data: ['npz:x/y.npz', digits]}]", "name must be a single folder name"),
+    "folder name": ("cells: [{name: a/b}]", "name must be a single folder name"),
+    "threads": ("base: {threads: null}\ncells: [{name: a}]", "cell 'a': threads must be a number in a study"),
 }
 
 

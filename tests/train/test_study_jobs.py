@@ -13,7 +13,7 @@ from fastqat.train.pool import prepare_data
 from fastqat.train.run import train
 from fastqat.train.stage import Stage
 from fastqat.train.study_grid import StudyRun
-from fastqat.train.study_jobs import Job, KeptData, _run, ended, new_stop
+from fastqat.train.study_jobs import Job, KeptData, _fault, _run, ended, new_stop
 
 CPU = torch.device("cpu")
 
@@ -50,7 +50,7 @@ def test_data_depend_on_no_setting_that_is_not_named():
             self.read.add(name)
             return getattr(self.config, name)
 
-    for config in (TrainConfig(limit=100), TrainConfig(limit=100, label_noise=0.1, oracle_teacher=True)):
+    for config in (TrainConfig(limit=100), TrainConfig(limit=100, loss="kd", label_noise=0.1, oracle_teacher=True)):
         watched = Watched(config)
         prepare_data(watched, CPU)
         assert watched.read - {"used_float_seed"} <= set(DATA_FIELDS), "used_float_seed is that of noise_seed"
@@ -93,12 +93,21 @@ def test_a_run_that_fails_tells_why(tiny, monkeypatch):
     assert kind == "failed" and message.startswith("ZeroDivisionError: division by zero (test_study_jobs.py:")
 
 
+def test_a_run_is_checked_with_its_data_and_model(tiny):
+    kept = KeptData()
+    assert _fault(tiny, kept) == "" and not tiny.runs.exists()
+    assert "layer9" in _fault(replace(tiny, loss="kd_clc", clc_layers="layer9"), kept)
+
+
 def test_a_process_that_dies_is_told(tiny):
     job = Job(new_stop())
+    first, second = job.check([tiny, replace(tiny, loss="kd_clc", clc_layers="layer9")])
+    assert not first and "layer9" in second
     job.begin(StudyRun("a", replace(tiny, epochs=10**6)))
     os.kill(job._process.pid, signal.SIGKILL)
     assert ended([job], 30) == [job]
     outcome = job.outcome()
+    assert job.check([tiny, tiny]) == ["", ""]
     assert (outcome.kind, job.run, job.alive) == ("failed", None, False) and "exit code -9" in outcome.message
     job.begin(StudyRun("a", tiny))  # a process that is gone already
     assert job.outcome().kind == "failed"

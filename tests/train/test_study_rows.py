@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from fastqat._errors import DataError
+from fastqat._files import write_csv
 from fastqat.train.config import TrainConfig
 from fastqat.train.run import train
 from fastqat.train.study_rows import StudyRows, differing, write_rows
@@ -44,9 +45,30 @@ def test_a_row_has_settings_results_costs_and_place(run, tmp_path):
     assert (row["study"], row["select"], row["bn_reestimate"], row["float_seed"]) == ("s", "acs", "0", "0")
     for name in ("test_accuracy", "best_test_accuracy", "float_accuracy", "val_accuracy", "seconds", "selection_seconds", "fraction"):
         assert float(row[name]) == pytest.approx(summary[name], rel=1e-5), name
-    for name in ("gradient_steps", "scoring_forwards", "unique_samples", "commit", "torch", "cpu", "threads"):
+    for name in ("gradient_steps", "scoring_forwards", "unique_samples", "commit", "torch", "device", "cpu", "threads", "jobs"):
         assert row[name] == str(summary[name] or ""), name
     assert row["noisy_selected"] == row["noisy_selected_mean"] == ""
+
+
+def test_the_float_weights_have_a_name(run):
+    """Runs of versions that did not write it get it from their checkpoint."""
+    summary = json.loads((run / "summary.json").read_text())
+    name = summary.pop("float_model")
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert StudyRows("s", ()).add(run)["float_model"] == name and len(name) == 8
+    (run / "checkpoints/float.pt").write_bytes(b"damaged")
+    assert StudyRows("s", ()).add(run)["float_model"] is None
+    (run / "checkpoints/float.pt").unlink()
+    assert StudyRows("s", ()).add(run)["float_model"] is None
+
+
+def test_what_was_logged_does_not_hide_a_setting_of_that_name(run, tmp_path):
+    metrics = [row | {"clc_ratio": "0.25"} for row in read(run / "metrics.csv")]
+    write_csv(run / "metrics.csv", list(metrics[0]), metrics)
+    rows = StudyRows("s", ("clc_ratio",))
+    rows.add(run)
+    (row,) = read(rows.save(tmp_path))
+    assert (row["clc_ratio"], row["clc_to_kd"], row["clc_to_kd_mean"]) == ("1", "0.25", "0.25")
 
 
 def test_the_curve_has_the_validated_epochs_of_qat(run, tmp_path):
@@ -80,6 +102,16 @@ def test_runs_of_other_versions_have_rows(run):
     assert (row["label_noise"], row["cpu"]) == (0.0, None)
 
 
+def test_a_setting_without_effect_tells_no_runs_apart(finished, tmp_path):
+    """The default of clc_balance changed; runs that distil without the correction stay comparable."""
+    other = Path(shutil.copytree(finished, tmp_path / "old-seed0"))
+    settings = yaml.safe_load((other / "config.yaml").read_text())
+    (other / "config.yaml").write_text(yaml.safe_dump(settings | {"clc_balance": "fixed"}))
+    assert "clc_balance" not in read(write_rows("s", [other, finished], tmp_path))[0]
+    (other / "config.yaml").write_text(yaml.safe_dump(settings | {"clc_balance": "fixed", "loss": "kd_clc"}))
+    assert [row["clc_balance"] for row in read(write_rows("s", [other, finished], tmp_path))] == ["auto", "fixed"]
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "summary.json", "metrics.csv"])
 @pytest.mark.parametrize("content", [None, "", "]"])
 def test_damaged_runs_are_refused(run, name, content):
@@ -102,12 +134,17 @@ def test_rows_are_sorted_by_cell_and_seed(finished, tmp_path):
 
 def test_settings_that_differ_between_cells_get_a_column():
     base = TrainConfig(epochs=3)
-    usual = differing([vars(base)])
+    usual = differing([("a", vars(base))])
     assert {"data", "select", "fraction", "loss"} <= set(usual) and "bn_reestimate" not in usual
     several = [replace(base, seed=seed, float_seed=seed % 2, name=f"{n}-{seed}", bn_reestimate=n) for seed in range(3) for n in (0, 20)]
-    assert differing(map(vars, several)) == (*usual, "bn_reestimate")
+    assert differing((config.name.split("-")[0], vars(config)) for config in several) == (*usual, "bn_reestimate")
     by_seed = [replace(base, seed=seed, float_checkpoint=Path(f"{seed}.pt"), threads=seed + 1) for seed in range(3)]
-    assert differing(map(vars, by_seed)) == usual
+    assert differing(("a", vars(config)) for config in by_seed) == usual
+
+
+def test_cells_that_share_no_seed_are_told_apart_too():
+    a, b = TrainConfig(seed=0, lr=0.1), TrainConfig(seed=1, lr=0.2)
+    assert "lr" in differing([("a", vars(a)), ("b", vars(b))]) and "lr" not in differing([("a", vars(a)), ("a", vars(b))])
 
 
 def test_rows_of_runs_that_no_study_made(finished, tmp_path):

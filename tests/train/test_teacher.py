@@ -157,5 +157,17 @@ def test_learning_rates_of_activation_scales(tmp_path):
 
 def test_names_tell_teachers_and_quantizers_apart(tmp_path):
     changes = [{}, {"teacher": "resnet20"}, {"teacher_checkpoint": tmp_path / "a.pt"}, {"quantizer": "lsq_plus"}]
-    assert len({TrainConfig(**change).run_name for change in changes}) == 4
+    changes += [{"teacher_checkpoint": tmp_path / "other" / "a.pt"}]
+    assert len({TrainConfig(loss="kd", **change).run_name for change in changes}) == 5
+
+
+@pytest.mark.parametrize(("change", "looked_at"), [({}, False), ({"loss": "kd"}, True), ({"select": "acs"}, True), ({"score": "ds"}, False),
+                                                   ({"select": "topk", "score": "ds"}, True), ({"select": "topk"}, False)])  # fmt: skip
+def test_a_teacher_that_nobody_looks_at_is_refused(change, looked_at):
+    config = {"teacher": "resnet20", **change}
+    if looked_at:
+        assert teacher_config(TrainConfig(**config)).model == "resnet20"
+    else:
+        with pytest.raises(InputError, match="looks at a teacher; leave teacher out, or choose loss='kd'"):
+            TrainConfig(**config)
     assert qconfig_of(TrainConfig(qconfig="none", quantizer="pact")) is None

@@ -117,7 +117,7 @@ def test_settings_of_selections(tmp_path):
     )
     path.write_text(config.to_yaml())
     assert TrainConfig.from_yaml(path) == config
-    assert config.run_name == "digits-resnet8-w2a32-stratified-evs-static10-ce-seed0"
+    assert config.run_name.startswith("digits-resnet8-w2a32-stratified-evs-static10-ce-seed0-")  # options are told by a hash
     changes = ({}, {"score": "loss"}, {"score_source": "train"}, {"interval": 10}, {"select": "topk"}, {"select": "acs"},
                {"select": "random"}, {"select": "pmf", "features": "layer1.conv"}, {"select": "topk", "interval": 5})  # fmt: skip
     names = {replace(config, **change).run_name for change in changes}
@@ -185,9 +185,9 @@ def test_the_command_line(tiny, capsys):
     flags += ["--runs", str(tiny.runs), "--select", "stratified", "--select-options", '{"strata": 4}', "--score", "loss"]
     flags += ["--score-source", "train", "--interval", "1", "--score-max-age", "None", "--fraction", "0.3"]
     assert main(["train", *flags]) == 0, capsys.readouterr().err
-    assert (tiny.runs / "digits-resnet8-w2a32-stratified-loss-train30-ce-seed0" / "summary.json").is_file()
+    assert len(list(tiny.runs.glob("digits-resnet8-w2a32-stratified-loss-train30-ce-seed0-*/summary.json"))) == 1
     assert main(["train", *flags, "--overwrite", "--interval", "None"]) == 0
-    assert (tiny.runs / "digits-resnet8-w2a32-stratified-loss-static-train30-ce-seed0").is_dir()
+    assert len(list(tiny.runs.glob("digits-resnet8-w2a32-stratified-loss-static-train30-ce-seed0-*"))) == 1
     assert main(["train", *flags, "--select-options", "strata=4"]) == 2
     assert "select_options must be a mapping of options" in capsys.readouterr().err
     assert main(["train", *flags, "--overwrite", "--score", "aum", "--score-source", "pass"]) == 2

@@ -66,8 +66,8 @@ def feature_kl(student: Tensor, teacher: Tensor, *, distribution: str = "channel
     Error of a row at most 1e-5 of it + 1e-9: the sum is Σ p u − p + t with u = log(p / t), none of whose terms is negative, so that close
     maps lose no digits; equal maps give 0, and gradients of 0. The means of ``channel`` are fp32 numbers: where values are large beside
     their differences over the channels, that shows. The bits depend neither on the number of threads nor, on the CPU, on the instruction
-    set. A value of −inf has probability 0. A row with NaN or +inf, or of nothing but −inf, is NaN, and so is its gradient; nothing is
-    raised.
+    set. A value of −inf has probability 0; where only the teacher's is −inf the row is +inf, and its gradient −inf or NaN. A row with NaN
+    or +inf, or of nothing but −inf, is NaN, and so is its gradient; nothing is raised.
 
     Args:
         student: ``[N, C, ...]`` with any number of positions L; without positions (``[N, C]``) ``channel`` and ``flat`` are the same and

@@ -32,9 +32,10 @@ def tile_of(outer, inner, blocks, parts, UNIT: tl.constexpr, ROWS: tl.constexpr,
     part, block, sample = program % parts, program // parts % blocks, program // parts // blocks
     channel = block * ROWS + tl.arange(0, ROWS)[:, None]
     position = part * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    others, neighbours = tl.full([], 1, tl.int64) * outer, tl.full([], UNIT, tl.int64) * inner
     if CHANNELS_INNER:
-        return sample, channel, position, part, inner * UNIT, outer
-    return sample, channel, position, part, outer, inner * UNIT
+        return sample, channel, position, part, neighbours, others
+    return sample, channel, position, part, others, neighbours
 
 
 @jit

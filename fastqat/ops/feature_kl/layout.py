@@ -22,7 +22,8 @@ def has_inner_channels(x: Tensor) -> bool:
 
 
 def arranged(student: Tensor, teacher: Tensor, distribution: str) -> Maps:
-    """Both maps as the kernels read them, in the layout of the student; what does not lie so is copied once.
+    """Both maps as the kernels read them, in the layout of the student; what does not lie so is copied (where the positions
+    cannot be one dimension, as in a crop of a channels-last map, twice).
 
     ``"flat"`` gives all values of a sample as the positions of one channel, in the order of the student's memory.
     """

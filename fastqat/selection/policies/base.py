@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -54,12 +56,18 @@ class SelectionPolicy(ABC):
         check_count("epoch", epoch, least=0)
         changed = self.selection is None or self._due(epoch)
         if changed:
-            start = time.perf_counter()
-            self.selection = self._select(epoch)
-            self.sampler.set_indices(self.selection.indices, self.selection.weights)
-            self.selection_seconds += time.perf_counter() - start
+            with self.timed():
+                self.selection = self._select(epoch)
+                self.sampler.set_indices(self.selection.indices, self.selection.weights)
         self.sampler.begin_epoch(epoch)
         return changed
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the seconds of the block as those of selection."""
+        start = time.perf_counter()
+        yield
+        self.selection_seconds += time.perf_counter() - start
 
     def beta(self, epoch: int) -> float | None:
         """Weight of EVS at `epoch`; None for a policy that does not blend scores."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -33,9 +34,11 @@ class Scorer(Protocol):
     """What a policy calls in place of `score_dataset` where a sample is more than one row of logits: a picture with its boxes, a sentence.
 
     Any function with these arguments will do, and it may name more, which the policy then takes as keyword arguments (``batch_size``,
-    ``num_workers``, ``progress``, ...). It leaves every module in the mode that it was in, and gives the same table in every process of
-    several. The policy then needs ``score_source="pass"`` and no features, for ``balanced`` labels in the table, and for ``bn_reestimate``
-    samples that a `DataLoader` can collate.
+    ``num_workers``, ``progress``, ...; with ``**options`` any); what the policy was not given keeps the scorer's own default. It leaves
+    every module in the mode that it was in, and gives the same table in every process of several. The policy then needs
+    ``score_source="pass"`` and no features, for ``balanced`` a view that carries labels (``targets``, ``labels`` or ``y``), and for
+    ``bn_reestimate`` samples that a `DataLoader` can collate, or a view with ``.batches``, and a model that takes such a batch, of the
+    scorer's ``batch_size`` (256 where it has none).
 
     Args:
         model: the model in training.
@@ -73,8 +76,8 @@ class ScoringPasses:
         scoring: keyword arguments of `score_dataset`, options of these scores included; with ``scorer=``, a `Scorer`, those of that.
 
     Raises:
-        InputError: a keyword argument that neither `score_dataset` (or the scorer) nor one of `names` takes, or a batch size or number of
-            workers out of range.
+        InputError: a keyword argument that neither `score_dataset` (or the scorer) nor one of `names` takes, a scorer that is no function,
+            or a batch size or number of workers out of range.
     """
 
     def __init__(
@@ -88,9 +91,13 @@ class ScoringPasses:
     ):
         self.student, self.view, self.spend, self.given = student, view, spend, teacher
         self.scorer: Callable[..., ScoreTable] | None = scoring.get("scorer")
-        accepted = _keywords(self.scorer or score_dataset)
-        self.scoring = {**_DEFAULTS, **{key: value for key, value in scoring.items() if key in accepted}}
-        self.options = {key: value for key, value in scoring.items() if key not in {"scorer", *accepted}}
+        accepted, anything = _keywords(self.scorer or score_dataset)
+        given = {key: value for key, value in scoring.items() if key != "scorer"}
+        anything = anything and self.scorer is not None  # of score_dataset these are the scores' options
+        self.passed = {key: value for key, value in given.items() if key in accepted or anything}
+        self.options = {key: value for key, value in given.items() if key not in self.passed}
+        own = {key: accepted[key] for key in _DEFAULTS if self.scorer is not None and accepted.get(key) is not None}
+        self.scoring = {**_DEFAULTS, **own, **self.passed}
         unknown = set(self.options) - {key for name in names for key in get_score(name).options if self.scorer is None}
         if unknown:
             takes = ", ".join(sorted(accepted))
@@ -100,7 +107,6 @@ class ScoringPasses:
         self.teacher: TeacherCache | None = None
         if self.scorer is None and teacher is not None:
             self.teacher = teacher if isinstance(teacher, TeacherCache) else TeacherCache(teacher)
-        self.passed = {key: value for key, value in self.scoring.items() if key in accepted}
         self.taught = False  # the teacher's pass was counted: a resumed run repeats it without counting it again
 
     def score(self, names: Sequence[str], *, features: str | None = None, rest: Tensor | None = None) -> ScoreTable:
@@ -126,14 +132,14 @@ class ScoringPasses:
         if not isinstance(table, ScoreTable) or table.num_samples != size or not set(names) <= set(table):
             raise InputError(f"the scorer must return a ScoreTable of {size} samples with the scores {', '.join(names)}; got {table!r}")
         self.spend(size * (2 if compares else 1))
-        return table
+        return table if table.labels is not None else ScoreTable(table, known_labels(self.view))
 
     @property
     def scorer_name(self) -> str | None:
-        """Name of the scorer of the user's own; None without one."""
-        return None if self.scorer is None else getattr(self.scorer, "__qualname__", type(self.scorer).__name__)
+        """Name of the scorer of the user's own, with what `functools.partial` binds; None without one."""
+        return None if self.scorer is None else _name_of(self.scorer)
 
-    def check(self, features: str | None, source: str) -> None:
+    def check(self, features: str | None, source: str, balanced: bool) -> None:
         """Refuse features that the model does not have, or what a scorer of the user's own does not give.
 
         Raises:
@@ -142,6 +148,11 @@ class ScoringPasses:
         if self.scorer is not None and (features is not None or source == "train"):
             asked = f"features={features!r}" if features is not None else f"score_source={source!r}"
             raise InputError(f"{asked} cannot be had with a scorer of your own; leave it out: the scorer scores the whole view in a pass")
+        if self.scorer is not None and balanced and known_labels(self.view) is None:
+            raise InputError(
+                "balanced=True keeps the classes' shares, and the samples to score carry no labels; pass balanced=False, or a score_view "
+                "with labels (targets, labels or y)"
+            )
         if features is not None:
             feature_called(features, self.student)
 
@@ -188,13 +199,29 @@ class ScoringPasses:
         wanted = min(batches, max(1, size // batch_size)) * batch_size
         indices = torch.randperm(size, generator=generator_for(seed, Stream.BATCH_NORM, epoch))[:wanted]
         read = batches_of(self.view, batch_size, indices=indices, num_workers=self.scoring["num_workers"])
-        self.spend(reestimate_batch_norm(self.student, (x for x, _ in read), forward=self.scoring["forward"]))
+        # A list may be a batch of pictures or the inputs of a model that takes several: the number of samples is known without it.
+        if reestimate_batch_norm(self.student, (x for x, _ in read), forward=self.scoring["forward"]):
+            self.spend(len(indices))
 
 
-def _keywords(scorer: Callable[..., ScoreTable]) -> set[str]:
-    """What `scorer` takes by name beside what a pass gives it."""
+def _keywords(scorer: Callable[..., ScoreTable]) -> tuple[dict[str, Any], bool]:
+    """What `scorer` takes by name beside what a pass gives it, with its defaults (or None), and whether it takes any name."""
+    if not callable(scorer):
+        raise InputError(f"scorer must be a function of (model, dataset, scores, *, teacher=None); got {scorer!r}")
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {name for name, parameter in inspect.signature(scorer).parameters.items() if parameter.kind in named} - _OWN
+    parameters = inspect.signature(scorer).parameters
+    accepted = {name: one.default for name, one in parameters.items() if one.kind in named and name not in _OWN}
+    accepted = {name: None if default is inspect.Parameter.empty else default for name, default in accepted.items()}
+    return accepted, any(one.kind == inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+
+
+def _name_of(scorer: Any) -> str:
+    """Its name; of a partial also what it binds, where that has a value to compare."""
+    if not isinstance(scorer, functools.partial):
+        return getattr(scorer, "__qualname__", type(scorer).__name__)
+    bound = [*enumerate(scorer.args), *sorted(scorer.keywords.items())]
+    told = [f"{name}={value!r}" if isinstance(value, (str, int, float, type(None))) else f"{name}" for name, value in bound]
+    return f"{_name_of(scorer.func)}({', '.join(told)})"
 
 
 def _rows(table: ScoreTable, rest: Tensor) -> ScoreTable:

@@ -163,7 +163,7 @@ class ScoredSubset(SelectionPolicy):
         random = self.first_select == "random"
         if random and self.calendar.warmup:
             raise InputError("first_select='random' is for a training without warm-up; leave out one of them")
-        self.passes.check(self.features, self.score_source)
+        self.passes.check(self.features, self.score_source, self.balanced)
         try_selector(self.method, self.options, self.fraction, self.score, self.features, self.val_view is not None)
         for name in dict.fromkeys(name for epoch in self.calendar.selections()[random:] for name in self._names(epoch)):
             self._check_score(name)
@@ -192,6 +192,7 @@ class ScoredSubset(SelectionPolicy):
 
     def _select(self, epoch: int) -> Selection:
         if self.calendar.whole(epoch):
+            self.table = None  # what is kept of the last scores says nothing of this choice
             return Selection(torch.arange(self.size))
         if self.selection is None and self.first_select == "random":
             labels = labels_of(self.passes.view) if self.balanced else None
@@ -277,7 +278,8 @@ class ScoredSubset(SelectionPolicy):
 
     def finish(self) -> None:
         """After the last epoch: estimate the batch-norm statistics once more, when `bn_reestimate` asks for it."""
-        self.passes.reestimate(self.bn_reestimate, self.seed, self.calendar.epochs or self.sampler.epoch + 1)
+        with self.timed():
+            self.passes.reestimate(self.bn_reestimate, self.seed, self.calendar.epochs or self.sampler.epoch + 1)
 
     def _settings(self) -> dict[str, Any]:
         scorer = {} if self.passes.scorer is None else {"scorer": self.passes.scorer_name}

@@ -1,6 +1,6 @@
 """Detection: torchvision's RetinaNet, quantized and trained on the pictures that ACS picks, from a folder in COCO's layout.
 
-``python -m fastqat.train.detection --data FOLDER`` or, from Python, `train_detector`. It needs torchvision, and pycocotools for average
+``fastqat detect --data FOLDER`` or, from Python, `train_detector`. It needs torchvision, and pycocotools for average
 precision (``pip install fastqat[detection]``); importing this package needs neither.
 """
 

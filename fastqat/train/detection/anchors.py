@@ -14,11 +14,14 @@ _BACKGROUND = -1  # torchvision's Matcher.BELOW_LOW_THRESHOLD; what lies between
 
 
 class Heads(NamedTuple):
-    """Outputs for a batch, fp32: class logits ``[B, A, K]``, box offsets ``[B, A, 4]``, the anchors of each picture B × ``[A, 4]``."""
+    """Outputs for a batch, fp32: class logits ``[B, A, K]``, box offsets ``[B, A, 4]``, the anchors of each picture B × ``[A, 4]``, and how
+    many of the A are of each level of the pyramid.
+    """
 
     logits: Tensor
     offsets: Tensor
     anchors: list[Tensor]
+    levels: list[int]
 
 
 class Asked(NamedTuple):
@@ -37,16 +40,34 @@ class Asked(NamedTuple):
         return self.matched >= 0
 
     @property
+    def background(self) -> Tensor:
+        return self.counted & ~self.foreground
+
+    @property
     def objects(self) -> Tensor:
         """Number of foreground anchors, at least 1: what RetinaNet's losses are divided by."""
         return self.foreground.sum().clamp(min=1)
 
     def one_hot(self, labels: Tensor, classes: int) -> Tensor:
-        """y of the counted anchors, fp32 ``[M, K]``: 1 at the label of a foreground anchor's box; background is all 0."""
-        matched = self.matched[self.counted]
-        y = torch.zeros(len(matched), classes, device=matched.device)
-        y[matched >= 0, labels[matched[matched >= 0]]] = 1.0
-        return y
+        """y of all anchors, fp32 ``[A, K]``: 1 at the label of a foreground anchor's box; the others' are all 0."""
+        # No boolean index here and below: a GPU would be waited for.
+        label = torch.cat([labels, labels.new_zeros(1)])[self._slots(len(labels))]
+        y = torch.zeros(len(label), classes, device=label.device)
+        return y.scatter_(1, label[:, None], self.foreground[:, None].float())
+
+    def shares(self, boxes: int) -> Tensor:
+        """What a foreground anchor counts for in the mean over the boxes of the mean over a box's anchors, fp32 ``[A]``; the others' are 0.
+
+        A box none of whose anchors is its own, since another lies upon it, is not in the mean.
+        """
+        slots = self._slots(boxes)
+        anchors = torch.zeros(boxes + 1, device=slots.device).scatter_add_(0, slots, torch.ones_like(slots, dtype=torch.float32))
+        found = (anchors[:boxes] > 0).sum().clamp(min=1)
+        return self.foreground / (anchors[slots] * found)
+
+    def _slots(self, boxes: int) -> Tensor:
+        """`matched`, with `boxes` for what is no foreground."""
+        return torch.where(self.foreground, self.matched, boxes)
 
 
 def prepare(model: Any, pictures: list[Tensor], targets: list[Target] | None) -> tuple[Any, list[Target] | None]:
@@ -60,7 +81,18 @@ def run_heads(model: Any, images: Any, *, amp: bool = False) -> Heads:
         features = list(model.backbone(images.tensors).values())
         outputs = model.head(features)
     anchors = model.anchor_generator(images, [feature.float() for feature in features])
-    return Heads(outputs["cls_logits"].float(), outputs["bbox_regression"].float(), anchors)
+    logits = outputs["cls_logits"].float()
+    places = [feature.shape[-2] * feature.shape[-1] for feature in features]
+    levels = [count * logits.shape[1] // sum(places) for count in places]
+    return Heads(logits, outputs["bbox_regression"].float(), anchors, levels)
+
+
+def boxes_of(model: Any, heads: Heads, images: Any, sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
+    """``boxes``, ``labels`` and ``scores`` of each picture, fp32, in the pixels of pictures of (height, width) `sizes`; by torchvision."""
+    outputs = {"cls_logits": heads.logits, "bbox_regression": heads.offsets}
+    split = {name: list(value.split(heads.levels, dim=1)) for name, value in outputs.items()}
+    anchors = [list(one.split(heads.levels)) for one in heads.anchors]
+    return model.transform.postprocess(model.postprocess_detections(split, anchors, images.image_sizes), images.image_sizes, sizes)
 
 
 def asked_of(model: Any, heads: Heads, targets: list[Target], images: Any) -> list[Asked]:

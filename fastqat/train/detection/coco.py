@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from fastqat._errors import DataError
+from fastqat.selection.budget import check_count
 from fastqat.selection.seeding import Stream, generator_for
 
 Target = dict[str, Tensor]
@@ -41,7 +42,7 @@ class CocoFolder(Dataset):
         root: the folder that has ``annotations/``.
         split: such as ``train2017``: names the file and the folder of pictures.
         keep_empty: keep pictures without boxes, as an evaluation must.
-        limit: so many pictures, drawn once and for all.
+        limit: at most so many pictures, drawn once and for all.
         workers: processes that decode pictures.
 
     Attributes:
@@ -52,6 +53,7 @@ class CocoFolder(Dataset):
     Raises:
         DataError: a file or folder is missing or no annotations are in it; a picture, category or id that is named is not there; a box is
             malformed; no picture is left. On reading: a picture is damaged, or of another size than the file says.
+        InputError: `limit` is no whole number of at least 1.
 
     Example::
 
@@ -71,7 +73,7 @@ class CocoFolder(Dataset):
         kept = [image for image in sorted(images) if keep_empty or image in boxes]
         if not kept:
             raise DataError(f"{self.annotations} has no picture with a box ({len(images)} pictures); check the split and its annotations")
-        if limit is not None and limit < len(kept):
+        if limit is not None and check_count("limit", limit) < len(kept):
             order = torch.randperm(len(kept), generator=generator_for(_SPLIT_SEED, Stream.SUBSET))[:limit]
             kept = [kept[i] for i in order.sort().values.tolist()]
         self.image_ids = kept
@@ -85,10 +87,12 @@ class CocoFolder(Dataset):
         return len(self.image_ids)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Target]:
+        i = range(len(self))[i]  # negative ones count from the end
         return self._picture(i), self.target(i)
 
     def target(self, i: int) -> Target:
         """The boxes of picture `i`, without reading it."""
+        i = range(len(self))[i]
         rows = self._boxes[self._starts[i] : self._starts[i + 1]]
         return {"boxes": torch.from_numpy(rows[:, :4]).float(), "labels": torch.from_numpy(rows[:, 4]).long()}
 
@@ -110,7 +114,14 @@ class CocoFolder(Dataset):
         """Yield ``(pictures, targets)``, lists of up to `batch_size`, in the order of `indices` (None: data-set order)."""
         source: Dataset = self if indices is None else Subset(self, indices.tolist())
         # A generator of its own: reading draws nothing from torch's global one.
-        yield from DataLoader(source, batch_size, num_workers=self.workers, collate_fn=_as_lists, generator=torch.Generator())
+        yield from DataLoader(
+            source,
+            batch_size,
+            num_workers=self.workers,
+            collate_fn=_as_lists,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -146,22 +157,24 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _categories(content: dict[str, Any], path: Path) -> dict[int, str]:
-    found = {category.get("id"): str(category.get("name", category.get("id"))) for category in content["categories"]}
-    if not found or not all(type(number) is int and 1 <= number <= _MOST_CATEGORIES for number in found):
-        raise DataError(f"{path}: category ids must be whole numbers from 1 to {_MOST_CATEGORIES}; got {sorted(found, key=str)[:5]}")
-    return found
+    numbers = [category.get("id") for category in content["categories"]]
+    if not numbers or not all(type(number) is int and 1 <= number <= _MOST_CATEGORIES for number in numbers):
+        raise DataError(f"{path}: category ids must be whole numbers from 1 to {_MOST_CATEGORIES}; got {sorted(numbers, key=str)[:5]}")
+    return {category["id"]: str(category.get("name", category["id"])) for category in content["categories"]}
 
 
 def _images(content: dict[str, Any], path: Path, folder: Path) -> dict[int, tuple[str, int, int]]:
     """Picture id → file name, width, height."""
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder} with the pictures of {path.name}; put them there")
-    images = {}
+    images: dict[int, tuple[str, int, int]] = {}
     for image in content["images"]:
-        try:
-            images[image["id"]] = (str(image["file_name"]), int(image["width"]), int(image["height"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: every picture needs id, file_name, width and height; got {image!r}") from error
+        number, name, *size = (image.get(key) for key in ("id", "file_name", "width", "height"))
+        if not isinstance(name, str) or type(number) is not int or not all(type(side) is int and side > 0 for side in size):
+            raise DataError(f"{path}: every picture needs a file_name and whole numbers id, width > 0 and height > 0; got {image!r}")
+        if number in images:
+            raise DataError(f"{path}: pictures {images[number][0]} and {name} have one id, {number}; give each its own")
+        images[number] = (name, *size)
     there = {entry.name for entry in os.scandir(folder)}
     missing = [name for name, _, _ in images.values() if name not in there and not (folder / name).is_file()]
     if missing:
@@ -176,9 +189,9 @@ def _boxes(
     boxes: dict[int, list[tuple[float, ...]]] = {}
     for annotation in content["annotations"]:
         image, category = annotation.get("image_id"), annotation.get("category_id")
-        if image not in images:
+        if type(image) is not int or image not in images:
             raise DataError(f"{path}: annotation {annotation.get('id')} is of picture {image!r}, which images does not list")
-        if category not in categories:
+        if type(category) is not int or category not in categories:
             raise DataError(f"{path}: annotation {annotation.get('id')} has category {category!r}; the categories are {sorted(categories)}")
         if annotation.get("iscrowd", 0):
             continue

@@ -52,12 +52,14 @@ def make_detector(
             91 classes), the same on another ResNet, or ``retinanet_tiny``: four convolutions and 32 channels, for small pictures and tests.
         num_classes: the largest category id + 1.
         min_size, max_size: pictures are scaled to a shorter side of `min_size` pixels, or a longer one of `max_size` if that is less.
-        frozen_norm: normalise by fixed statistics (`FrozenBatchNorm2d`), as with weights trained elsewhere; False: batch norm, to train
-            from scratch. ``retinanet_tiny`` has batch norm in any case.
-        trainable_layers: the last so many of the five parts of the ResNet learn; the others stay as they are.
+        frozen_norm: normalise by fixed statistics (`FrozenBatchNorm2d` with eps 0, as torchvision's weights want), as with weights trained
+            elsewhere; False: batch norm, to train from scratch. ``retinanet_tiny`` has batch norm in any case.
+        trainable_layers: the last so many of the five parts of the ResNet learn; the others stay as they are, for which their norms must be
+            frozen too.
 
     Raises:
-        InputError: an unknown name, torchvision does not import, or a number out of range.
+        InputError: an unknown name, torchvision does not import, a number out of range, or fewer than five trainable parts without frozen
+            norms.
     """
     detection = torchvision_detection()
     if name not in DETECTORS:
@@ -65,6 +67,11 @@ def make_detector(
     if num_classes < 2 or not 0 <= trainable_layers <= 5 or not 1 <= min_size <= max_size:
         got = f"num_classes {num_classes}, trainable_layers {trainable_layers}, min_size {min_size}, max_size {max_size}"
         raise InputError(f"a detector needs 2 or more classes, 0 to 5 trainable layers, and 1 ≤ min_size ≤ max_size; got {got}")
+    if trainable_layers < 5 and (name == "retinanet_tiny" or not frozen_norm):
+        raise InputError(
+            f"trainable_layers={trainable_layers} keeps parts of a ResNet as they are, and the statistics of batch norm would move; use "
+            "frozen_norm=True and a ResNet, or trainable_layers=5"
+        )
     sizes = {"min_size": min_size, "max_size": max_size}
     if name == "retinanet_tiny":
         return _tiny(detection, num_classes, sizes)
@@ -75,7 +82,8 @@ def make_detector(
     backbone = resnet_fpn_backbone(
         backbone_name=name.split("_")[1],
         weights=None,
-        norm_layer=FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d,
+        # With 1e-5 the published weights would be another network: torchvision sets its own nets to 0.
+        norm_layer=partial(FrozenBatchNorm2d, eps=0.0) if frozen_norm else nn.BatchNorm2d,
         trainable_layers=trainable_layers,
         returned_layers=[2, 3, 4],
         extra_blocks=LastLevelP6P7(256, 256),

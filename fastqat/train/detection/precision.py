@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastqat._errors import DataError, InputError
 from fastqat._modes import device_of, evaluation_mode
 from fastqat._progress import progress_bar
+from fastqat.train.detection.anchors import boxes_of, prepare, run_heads
 from fastqat.train.detection.coco import CocoFolder
 
 # The first numbers of COCOeval.stats, in its order.
@@ -32,7 +33,7 @@ def check_pycocotools() -> None:
 def average_precision(
     model: nn.Module, data: CocoFolder, *, batch_size: int = 8, amp: bool = False, progress: bool = True
 ) -> dict[str, float]:
-    """COCO's average precisions of the RetinaNet `model` on `data`, in [0, 1]; NaN where there is no box of that size.
+    """COCO's average precisions of the RetinaNet `model` on `data`, in [0, 1]; NaN where `data` has no box of that size.
 
     ``ap`` is the mean over IoU 0.50 to 0.95 in steps of 0.05, ``ap50`` and ``ap75`` those at one IoU, ``ap_small``, ``ap_medium`` and
     ``ap_large`` those of boxes below 32², up to 96² and above, in pixels. Crowd boxes are ignored as pycocotools does. `data` should keep
@@ -48,12 +49,13 @@ def average_precision(
 
 
 def detections(model: nn.Module, data: CocoFolder, *, batch_size: int, amp: bool, progress: bool) -> list[dict[str, Any]]:
-    """What `model` finds, in the format of COCO's results."""
+    """What `model` finds, in the format of COCO's results. With `amp` the network runs in bfloat16; anchors, boxes and scores are fp32."""
     device, found, seen = device_of(model), [], 0
     with evaluation_mode(model), progress_bar("evaluating", len(data), unit="pictures", show=progress) as bar:
         for pictures, _ in data.batches(batch_size):
-            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                outputs = model([picture.to(device, non_blocking=True) for picture in pictures])
+            images, _ = prepare(model, [picture.to(device, non_blocking=True) for picture in pictures], None)
+            sizes = [(picture.shape[-2], picture.shape[-1]) for picture in pictures]
+            outputs = boxes_of(model, run_heads(model, images, amp=amp), images, sizes)
             for image, output in zip(data.image_ids[seen : seen + len(pictures)], outputs, strict=True):
                 found += _results(image, output)
             seen += len(pictures)
@@ -63,9 +65,9 @@ def detections(model: nn.Module, data: CocoFolder, *, batch_size: int, amp: bool
 
 def _results(image: int, output: dict[str, Tensor]) -> list[dict[str, Any]]:
     """One picture's boxes as x, y, width, height."""
-    corners = output["boxes"].float().cpu()
+    corners = output["boxes"].cpu()
     boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
-    rows = zip(boxes, output["labels"].tolist(), output["scores"].float().tolist(), strict=True)
+    rows = zip(boxes, output["labels"].tolist(), output["scores"].tolist(), strict=True)
     return [{"image_id": image, "category_id": label, "bbox": box, "score": score} for box, label, score in rows]
 
 
@@ -75,10 +77,11 @@ def _measure(data: CocoFolder, found: list[dict[str, Any]]) -> dict[str, float]:
 
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            truth = COCO(str(data.annotations))
-            if not found:  # loadRes does not take an empty list
-                return dict.fromkeys(MEASURES, 0.0)
-            evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
+            truth, nothing = COCO(str(data.annotations)), COCO()
+            nothing.dataset = {"images": truth.dataset["images"], "categories": truth.dataset["categories"], "annotations": []}
+            nothing.createIndex()
+            # loadRes does not take an empty list.
+            evaluation = COCOeval(truth, truth.loadRes(found) if found else nothing, "bbox")
             evaluation.params.imgIds = data.image_ids
             evaluation.evaluate()
             evaluation.accumulate()

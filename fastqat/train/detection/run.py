@@ -27,20 +27,24 @@ from fastqat.train.detection.models import calibrate_detector, check_retinanet, 
 from fastqat.train.detection.precision import MEASURES, check_pycocotools
 from fastqat.train.detection.scores import score_pictures
 from fastqat.train.detection.stage import COLUMNS, DetectorPlan, DetectorStage
+from fastqat.train.devices import pick_device
 from fastqat.train.float_stage import given_weights
 from fastqat.train.folder import RunFolder
 from fastqat.train.models import count_parameters
 from fastqat.train.outcome import source_commit
-from fastqat.train.run import pick_device
+from fastqat.train.policies import finish_over
 
 
 def train_detector(config: DetectorConfig, *, model: nn.Module | None = None, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Run `config` from start, or from where it stopped, to its end; everything it makes is in ``config.run_dir``.
 
     The float model is trained on all pictures (or given), quantized (`quantize_detector`), calibrated, and trained on with the pictures
-    that selection picks, which `score_pictures` scores. In the folder: config.yaml, metrics.csv (a row per epoch), selections/ (indices,
-    picture ids, scores), checkpoints/ (float.pt, best.pt, the last two epochs) and, at the end, summary.json. A run that was killed at any
-    moment and is resumed comes to the same bits. One process.
+    that selection picks, which `score_pictures` scores. In the folder: config.yaml, metrics.csv (a row per epoch; ``lr`` is of its last
+    step), selections/ (indices, picture ids, scores), checkpoints/ (float.pt, best.pt, the last two epochs) and, at the end, summary.json.
+    A run that was killed at any moment and is resumed comes to the same bits. One process.
+
+    Every selection runs the quantized model over all pictures, and where DS counts the float model too, as often: the outputs for a hundred
+    thousand anchors per picture are too many to keep, as ACS keeps the teacher's logits elsewhere. ``scoring_forwards`` counts both.
 
     Args:
         config: the settings.
@@ -101,7 +105,8 @@ class _Run:
         if self.config.val_split is None:
             return None
         check_pycocotools()
-        val = CocoFolder(self.config.data, self.config.val_split, keep_empty=True, workers=self.config.workers)
+        config = self.config
+        val = CocoFolder(config.data, str(config.val_split), keep_empty=True, limit=config.val_limit, workers=config.workers)
         if val.categories != self.data.categories:
             raise DataError(f"{val.annotations} has other categories than {self.data.annotations}; ids and names must be the same")
         return val
@@ -131,7 +136,8 @@ class _Run:
             return RS2(self.data, **drawn)
         if config.select == "random":
             return RandomSubset(self.data, interval=config.interval, **drawn)
-        passes = {"scorer": score_pictures, "batch_size": config.batch_size, "progress": config.progress, "amp": config.amp}
+        passes: dict[str, Any] = {"scorer": score_pictures, "bn_reestimate": config.bn_reestimate, "amp": config.amp}
+        passes |= {"batch_size": config.batch_size, "progress": config.progress}
         calendar = {"epochs": config.epochs, "interval": config.interval, "first_select": config.first_select}
         scored = {"score_view": self.data, **drawn, **calendar, **passes}
         if config.select == "acs":
@@ -159,14 +165,20 @@ class _Run:
             self.teacher if config.loss == "kd" else None,
             CheckpointStore(folder.checkpoints, "epoch", self.say),
             best=folder.checkpoints / "best.pt",
+            finish=lambda: self._finish(student, policy),
             on_epoch=lambda state: folder.write_metrics([*float_rows, *state.rows]),
             on_select=lambda epoch: folder.write_selection(epoch, self._arrays(policy)),
             say=self.say,
         )
         stage.fit(resumed)
-        summary = self._summary(stage)
+        summary = self._summary(stage, float_rows)
         folder.write_summary(summary)
         return summary
+
+    def _finish(self, student: nn.Module, policy: SelectionPolicy) -> None:
+        config = self.config
+        reading = {"batch_size": config.batch_size, "progress": config.progress}
+        finish_over(self.data, student, policy, (config.bn_reestimate, config.seed, config.epochs), reading)
 
     def _float_stage(self, folder: RunFolder, resumed: bool) -> list[dict[str, Any]]:
         """Give the teacher its weights; returns the rows of their training."""
@@ -219,6 +231,7 @@ class _Run:
             progress=config.progress,
             warmup_steps=warmup,
             flip=config.flip,
+            max_grad_norm=config.max_grad_norm,
         )
 
     def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -232,19 +245,20 @@ class _Run:
         scores = {} if policy.table is None else {f"score_{name}": policy.table[name].numpy() for name in policy.table}
         return {"indices": policy.selection.indices.numpy(), "image_ids": np.array(self.data.image_ids), **scores}
 
-    def _measured(self, stage: DetectorStage) -> dict[str, float]:
+    def _measured(self, stage: DetectorStage, float_rows: list[dict[str, Any]]) -> dict[str, float]:
         """Average precisions of the float model, of the last epoch and of the best; NaN where nothing was measured."""
         if self.val is None:
             return dict.fromkeys(("float_ap", *MEASURES, "best_ap"), math.nan)
-        float_ap = stage.evaluate(self.val, self.teacher).accuracy
+        # The float stage ends with an evaluation: weights that were given have none.
+        float_ap = float_rows[-1]["ap"] if float_rows else stage.evaluate(self.val, self.teacher).accuracy
         if not stage.precision:  # no epoch in this process: 0 epochs, or resumed after the last
             stage.evaluate(self.val)
         best = stage.state.best_accuracy
         return {"float_ap": float_ap, **stage.precision, "best_ap": math.nan if best < 0 else best}
 
-    def _summary(self, stage: DetectorStage) -> dict[str, Any]:
+    def _summary(self, stage: DetectorStage, float_rows: list[dict[str, Any]]) -> dict[str, Any]:
         config, state, policy = self.config, stage.state, stage.policy
-        measured = self._measured(stage)
+        measured = self._measured(stage, float_rows)
         told = ("model", "qconfig", "select", "interval", "schedule", "loss", "seed", "epochs")
         return {
             "dataset": str(config.data),

@@ -17,6 +17,7 @@ from fastqat.train.detection.anchors import Asked, asked_of, prepare, run_heads,
 from fastqat.train.detection.models import check_retinanet
 
 SCORES = ("evs", "ds")
+_GAMMA = 2.0  # of torchvision's sigmoid_focal_loss
 
 
 def score_pictures(
@@ -33,18 +34,20 @@ def score_pictures(
     """Score every picture of `dataset` with a RetinaNet, in one pass: a `Scorer` for ``ACS(..., scorer=score_pictures, balanced=False)``.
 
     For a picture with anchors a and classes k, q and p the sigmoids of the model's and the teacher's class logits, y the one-hot class of
-    the box that an anchor is matched with (all 0 for background), F the foreground anchors and V those that count:
+    the box that an anchor is matched with (all 0 for background), F_b the foreground anchors of box b, F those of all boxes, B the
+    background, γ = 2 the exponent of RetinaNet's focal loss, and t = y or t = p:
 
-        d_EVS = ( Σ_{a ∈ V, k} (q_ak − y_ak)² / max(1, |F|) )^½
-        d_DS  = ( Σ_{a ∈ V, k} (q_ak − p_ak)² / max(1, |F|) )^½
+        d(q, t)² = mean_b mean_{a ∈ F_b} Σ_k (q_ak − t_ak)² + 1/max(1, |F|) Σ_{a ∈ B, k} (max(q_ak, t_ak)^γ (q_ak − t_ak))²
+        d_EVS = d(q, y),   d_DS = d(q, p)
 
-    V is the foreground and the background as RetinaNet's focal loss takes them, without the anchors that it ignores (IoU between 0.4 and
-    0.5) and without those in the padding of a batch. The papers score one softmax per sample. Here as there ``q − y`` and ``q − p`` are the
-    gradients for the logits, of the binary cross-entropy to the labels and to the teacher. The division makes the score that of one object,
-    so that neither pictures with many boxes nor those with few come first for that alone; box offsets do not enter. This is our reading,
-    not the papers': their text names RetinaNet and gives no formula for it.
+    The papers score one softmax per sample. Here as there ``q − y`` and ``q − p`` are the gradients for the logits, of the binary
+    cross-entropy to the labels and to the teacher; box offsets do not enter. The mean over a box's anchors and then over the boxes makes
+    the score that of one object: a picture does not come first for having few anchors or few boxes, though it may for having harder ones.
+    Background is weighed as in the focal loss, so that the hundred thousand anchors that both sides call nothing add nothing; it is
+    RetinaNet's, without the anchors that its loss ignores (IoU between 0.4 and 0.5) and without those in the padding of a batch. This is
+    our reading, not the papers': their text names RetinaNet and gives no formula for it.
 
-    Runs in eval mode without gradients; every module is put back into its mode. Memory beyond the forward: three ``[A, K]`` of one picture.
+    Runs in eval mode without gradients; every module is put back into its mode. Memory beyond the forward: a few ``[A, K]`` of one picture.
 
     Args:
         model: a RetinaNet of torchvision, quantized or not.
@@ -60,7 +63,8 @@ def score_pictures(
         `ScoreTable` without labels: a picture has no single class.
 
     Raises:
-        InputError: another score, no teacher for ``ds``, a model that is no RetinaNet, a teacher of other anchors or classes, NaN logits.
+        InputError: another score, no teacher for ``ds``, a model that is no RetinaNet, a teacher of other anchors or classes, NaN logits of
+            either.
         DataError: an empty data set.
     """
     _check(model, scores, teacher)
@@ -84,13 +88,12 @@ def score_pictures(
                 rows.append(picture_scores(heads.logits[i], one, boxes[i]["labels"], given))
             bar.advance(len(pictures))
     values = torch.stack(rows).cpu()
-    if values[:, 0].isnan().any():
-        raise InputError(f"the model gives NaN for picture {int(values[:, 0].isnan().nonzero()[0])} of the data set; check its weights")
+    _check_numbers(values)
     return ScoreTable({name: values[:, SCORES.index(name)] for name in scores})
 
 
 def picture_scores(logits: Tensor, asked: Asked, labels: Tensor, taught: Tensor | None = None) -> Tensor:
-    """(d_EVS, d_DS) of one picture, fp32 ``[2]``; d_DS is NaN without a teacher.
+    """(d_EVS, d_DS) of one picture, fp32 ``[2]``; without a teacher d_EVS alone, ``[1]``.
 
     Args:
         logits: ``[A, K]``.
@@ -98,10 +101,25 @@ def picture_scores(logits: Tensor, asked: Asked, labels: Tensor, taught: Tensor 
         labels: int64 ``[n]`` of the boxes.
         taught: the teacher's logits ``[A, K]``.
     """
-    q = logits[asked.counted].sigmoid()
-    evs = (q - asked.one_hot(labels, logits.shape[1])).square().sum()
-    ds = torch.full_like(evs, torch.nan) if taught is None else (q - taught[asked.counted].sigmoid()).square().sum()
-    return (torch.stack([evs, ds]) / asked.objects).sqrt()
+    q, shares = logits.sigmoid(), asked.shares(len(labels))
+    targets = [asked.one_hot(labels, logits.shape[1]), *([] if taught is None else [taught.sigmoid()])]
+    return torch.stack([_distance(q, t, asked, shares) for t in targets])
+
+
+def _distance(q: Tensor, t: Tensor, asked: Asked, shares: Tensor) -> Tensor:
+    """d(q, t) of `score_pictures`."""
+    away = q - t
+    objects = (away.square().sum(1) * shares).sum()
+    weighed = torch.maximum(q, t).pow(_GAMMA) * away
+    nothing = (weighed.square().sum(1) * asked.background).sum() / asked.objects
+    return (objects + nothing).sqrt()
+
+
+def _check_numbers(values: Tensor) -> None:
+    """InputError for NaN in the columns of `picture_scores`: EVS sees the model alone, DS the teacher too."""
+    for who, column in zip(("the model", "the teacher"), values.isnan().unbind(1), strict=False):
+        if column.any():
+            raise InputError(f"{who} gives NaN for picture {int(column.nonzero()[0])} of the data set; check its weights")
 
 
 def _check(model: nn.Module, scores: Sequence[str], teacher: nn.Module | None) -> None:

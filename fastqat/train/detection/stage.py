@@ -27,14 +27,18 @@ COLUMNS = (
     "stage", "epoch", "steps", "lr", "train_loss", "class_loss", "box_loss", "ap", "ap50", "samples_per_second", "seconds",
     "selection_seconds", "selected", "reselected", "beta", "mean_evs", "mean_ds",
 )  # fmt: skip
+_LOOK_EVERY = 100  # steps between two looks at whether the loss is finite
 
 
 @dataclass(frozen=True)
 class DetectorPlan(StagePlan):
-    """`StagePlan` with a linear rise of the learning rate over `warmup_steps`, and mirrored pictures where `flip` says so."""
+    """`StagePlan` with a linear rise of the learning rate over `warmup_steps` (at most an epoch), mirrored pictures where `flip` says so,
+    and gradients scaled down to the norm `max_grad_norm`.
+    """
 
     warmup_steps: int = 0
     flip: bool = True
+    max_grad_norm: float | None = None
 
 
 class DetectorStage(Stage):
@@ -86,20 +90,31 @@ class DetectorStage(Stage):
                 drawn = zip(pictures, targets, mirror[step * size :].tolist(), strict=False)
                 turned = [_mirrored(picture, target) if mirrored else (picture, target) for picture, target, mirrored in drawn]
                 x, y = to_device([x for x, _ in turned], [y for _, y in turned], plan.device)
-                self._set_lr(epoch + step / steps, self.state.steps + step)
-                losses = losses_of(self.model, self.objective.teacher, x, y, amp=plan.amp)
-                self.optimizer.zero_grad()
-                (losses["classification"] + losses["bbox_regression"]).backward()
-                self.optimizer.step()
-                total += torch.stack([losses["classification"], losses["bbox_regression"]]).detach() * len(x)
+                self._set_lr(epoch + step / steps, self.state.steps + step, steps)
+                total += self._step(x, y) * len(x)
                 bar.advance(len(x))
+                # Now and then, since each look waits for the device; `check_finite` then tells the user.
+                if (step + 1) % _LOOK_EVERY == 0 and not total.isfinite().all():
+                    break
         classes, boxes = (total / len(order)).tolist()
         self.losses = classes, boxes
         return EpochResult(classes + boxes, math.nan, len(order), steps, time.perf_counter() - start)
 
-    def _set_lr(self, epochs: float, step: int) -> None:
-        """A cosine over the stage, and a linear rise over the first steps."""
-        factor = cosine_factor(epochs / self.plan.epochs) * min(1.0, (step + 1) / max(1, self.plan.warmup_steps))
+    def _step(self, pictures: list[Tensor], targets: list[Target]) -> Tensor:
+        """One gradient step; returns the losses of classes and boxes, ``[2]``."""
+        found = losses_of(self.model, self.objective.teacher, pictures, targets, amp=self.plan.amp)
+        losses = torch.stack([found["classification"], found["bbox_regression"]])
+        self.optimizer.zero_grad()
+        losses.sum().backward()
+        if self.plan.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.max_grad_norm)
+        self.optimizer.step()
+        return losses.detach()
+
+    def _set_lr(self, epochs: float, step: int, steps_per_epoch: int) -> None:
+        """A cosine over the stage, and a linear rise over the first steps: at most an epoch, so that short trainings reach the rate."""
+        warmup = max(1, min(self.plan.warmup_steps, steps_per_epoch))
+        factor = cosine_factor(epochs / self.plan.epochs) * min(1.0, (step + 1) / warmup)
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * factor
 
@@ -117,6 +132,7 @@ class DetectorStage(Stage):
         row = super()._row(result, validated, order, reselected)
         measured = {} if validated is None else self.precision
         own = {"class_loss": self.losses[0], "box_loss": self.losses[1], "ap": measured.get("ap", ""), "ap50": measured.get("ap50", "")}
+        own["lr"] = self.optimizer.param_groups[0]["lr"]  # of the last step
         return {name: own[name] if name in own else row[name] for name in COLUMNS}
 
     def _log(self, row: dict[str, Any]) -> None:

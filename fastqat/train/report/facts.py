@@ -14,6 +14,7 @@ SELECT_WORDS = {
     "random": "trained on a random {part} of the training data",
     "rs2": "trained on a random {part} of the training data, drawn afresh every epoch (RS2)",
     "acs": "trained on the {part} of the training data that adaptive coreset selection (ACS) picked",
+    "quarc": "trained on the {part} of the training data that the scores of QuaRC picked",
 }
 TABLE_CAPTION = (
     "Test: accuracy on the test set, read once, with the weights of the last epoch. Validation: the best epoch. Change: test accuracy "
@@ -86,7 +87,7 @@ def _selecting(facts: dict[str, Any]) -> str:
 
 COLUMNS = (
     *("run", "finished", "dataset", "model", "qconfig", "select", "fraction", "loss", "seed"),
-    *("label_noise", "oracle_teacher", "noisy_selected", "float_accuracy", "val_accuracy", "test_accuracy", "best_epoch"),
+    *("label_noise", "oracle_teacher", "oracle_models", "noisy_selected", "float_accuracy", "val_accuracy", "test_accuracy", "best_epoch"),
     *("gradient_steps", "scoring_forwards", "unique_samples"),
     *("seconds", "selection_seconds", "params", "commit", "torch", "fastqat"),
 )
@@ -192,7 +193,8 @@ def _data_card(run: Run) -> page.Card:
 
 def _noise_card(facts: dict[str, Any]) -> page.Card:
     made = f"; {100 * facts['label_noise']:.3g} % of each class were made wrong" if _known(facts["label_noise"]) else ""
-    made += "; the float model learned from the right labels (oracle)" if facts["oracle_teacher"] else ""
+    models = " and ".join(f"{name} model" if name == "float" else name for name in facts["oracle_models"] or ())
+    made += f"; oracle: the right labels were there for the {models}" if models else ""
     return page.Card("Wrong labels", percent(facts["noisy_selected"], 1), f"of the samples trained on in the last epoch{made}")
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import yaml
 
 from fastqat._errors import InputError
-from fastqat._files import DAMAGED_ARCHIVE
+from fastqat._files import DAMAGED_ARCHIVE, read_csv
+from fastqat.train.folder import check_classification
 
 STAGES = ("float", "teacher", "qat")
 
@@ -82,7 +83,7 @@ def read_run(path: str | Path) -> Run:
     """Read the run directory `path`.
 
     Raises:
-        InputError: `path` is not a folder that ``fastqat train`` wrote.
+        InputError: `path` is not a folder that ``fastqat train`` wrote; a detector's is not either.
 
     Example:
         >>> read_run("no/such/folder")
@@ -91,6 +92,7 @@ def read_run(path: str | Path) -> Run:
     """
     path = Path(path)
     _check_is_run(path)
+    check_classification(path)
     notes: list[str] = []
     text = (path / "config.yaml").read_text(encoding="utf-8") if (path / "config.yaml").is_file() else ""
     return Run(
@@ -140,11 +142,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows in the order of training; of a repeated epoch (after a resume) the last counts, a half-written last line does not."""
     rows: dict[tuple[int, int], dict[str, Any]] = {}
-    with path.open(newline="", encoding="utf-8") as handle:
-        for raw in csv.DictReader(handle):
-            row = _parse_row(raw)
-            if row is not None:
-                rows[STAGES.index(row["stage"]), int(row["epoch"])] = row
+    for raw in read_csv(path):
+        row = _parse_row(raw)
+        if row is not None:
+            rows[STAGES.index(row["stage"]), int(row["epoch"])] = row
     return [rows[key] for key in sorted(rows)]
 
 
