@@ -132,19 +132,20 @@ def reference_of(study: Study, group: Group, cell: str) -> str | None:
 
 def difference(study: Study, cell: str, reference: str, measure: str = "test_accuracy") -> Paired | None:
     """`cell` − `reference` in points, paired by seed, clustered by float model; None where they share no seed."""
-    pairs = seed_differences(study, cell, reference, measure)
-    rows = study.cells[cell]
-    return paired(list(pairs.values()), [float_model(rows[seed]) for seed in pairs]) if pairs else None
+    pairs, models = seed_differences(study, cell, reference, measure), float_models(study.cells[cell])
+    return paired(list(pairs.values()), [models[seed] for seed in pairs]) if pairs else None
 
 
-def float_model(row: Row) -> str:
-    """What tells apart the float models that runs of one cell started from: the name of the weights, else of their seed, else the run's.
+def float_models(rows: Mapping[str, Row]) -> dict[str, str]:
+    """Seed → what tells apart the float models of a cell's rows: the name of the weights if all have one, else their seed, else the run's.
 
     Example:
-        >>> float_model({"seed": "4", "float_seed": "1", "float_model": "c0ffee00"}), float_model({"seed": "4"})
-        ('c0ffee00', '4')
+        >>> named = {"4": {"float_seed": "1", "float_model": "c0ffee00"}}
+        >>> float_models(named), float_models({**named, "7": {"float_seed": "1"}, "8": {}})
+        ({'4': 'c0ffee00'}, {'4': '1', '7': '1', '8': '8'})
     """
-    return row.get("float_model") or row.get("float_seed") or row["seed"]
+    column = "float_model" if all(row.get("float_model") for row in rows.values()) else "float_seed"
+    return {seed: row.get(column) or seed for seed, row in rows.items()}
 
 
 def seed_differences(study: Study, cell: str, reference: str, measure: str = "test_accuracy") -> dict[str, float]:

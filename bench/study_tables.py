@@ -14,7 +14,7 @@ from .study_groups import (
     Comparison,
     Group,
     difference,
-    float_model,
+    float_models,
     groups_of,
     has_budget,
     is_full_length,
@@ -128,7 +128,7 @@ def _steps_part(study: Study, group: Group, cell: str) -> str:
 
 def _accuracy_part(study: Study, cell: str, found: Compared | None, is_reference: bool, measure: str) -> list[str]:
     rows = study.cells[cell]
-    models = {float_model(row) for row in rows.values()}
+    models = set(float_models(rows).values())
     accuracy = spread(study.numbers(cell, measure))
     if found is None:
         return [accuracy, "–", f"{len(rows)} ({len(models)})", "reference" if is_reference else "–"]
