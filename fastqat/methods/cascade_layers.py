@@ -14,8 +14,8 @@ from torch.nn.modules.conv import _ConvNd
 from fastqat._errors import InputError
 from fastqat.selection.forwards import unwrapped
 
-# BasicBlock, ResBottleneckBlock, InvertedResidual, FusedMBConv, CNBlock, EncoderBlock, SwinTransformerBlockV2, TransformerEncoderLayer
-_BLOCK = re.compile(r"(Block|Bottleneck|Residual|MBConv|(En|De)coderLayer)(V\d+)?$")
+# BasicBlock1d, ResBottleneckBlock, InvertedResidual, FusedMBConv, CNBlock, EncoderBlock, SwinTransformerBlockV2, TransformerEncoderLayer
+_BLOCK = re.compile(r"(Block|Bottleneck|Residual|MBConv|(En|De)coderLayer)([123][dD]|V\d+)?$")
 _SHOWN = 12
 
 

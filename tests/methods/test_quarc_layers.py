@@ -14,14 +14,14 @@ from fastqat.train.models import make_model
 from .quarc_nets import Net, inputs, typed_divergence
 
 
-@pytest.mark.parametrize("name, blocks", [("resnet8", 3), ("resnet20", 9), ("mobilenet_v2_half", 17)])
+@pytest.mark.parametrize("name, blocks", [("resnet8", 3), ("resnet20", 9), ("mobilenet_v2_half", 17), ("resnet1d", 3)])
 def test_blocks_of_our_models(name, blocks):
-    teacher = make_model(name, 10, (3, 32, 32))
+    teacher = make_model(name, 10, (3, 32) if name == "resnet1d" else (3, 32, 32))
     student = quantize(teacher, "w2a32")
     clc = CascadedCorrection(student, teacher)
     assert len(clc.names) == blocks
     kinds = {type(student.get_submodule(each)).__name__ for each in clc.names}
-    assert kinds == ({"InvertedResidual"} if "mobilenet" in name else {"BasicBlock"})
+    assert kinds == {{"mobilenet_v2_half": "InvertedResidual", "resnet1d": "BasicBlock1d"}.get(name, "BasicBlock")}
 
 
 TORCHVISION = {
