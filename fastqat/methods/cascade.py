@@ -48,11 +48,11 @@ class CascadedCorrection:
         student: the quantized model, or it in `DistributedDataParallel` or compiled.
         teacher: the full-precision model; put into eval mode.
         layers: ``"blocks"``: the residual blocks: modules whose class name ends in Block, Bottleneck, Residual, MBConv or EncoderLayer
-            (1d or V2 may follow), as all residual nets and transformers of torchvision have them; where there are none, the modules of which a
-            ``Sequential`` or ``ModuleList`` holds several of one class, with convolutions or linear layers inside; of nested ones the
-            outermost. ``"convs"``: every convolution. A pattern of module names, or several (a list, or a text with commas): ``layer1.*``
-            is all children of ``layer1``; a ``*`` stands within one part of a name between dots. Pairs ``{name in the student: name in the
-            teacher}``, in a text ``a=b``: needed for a teacher of another architecture.
+            (1d or V2 may follow), as all residual nets and transformers of torchvision have them; where there are none, the modules
+            of which a ``Sequential`` or ``ModuleList`` holds several of one class, with convolutions or linear layers inside; of nested
+            ones the outermost. ``"convs"``: every convolution. A pattern of module names, or several (a list, or a text with commas):
+            ``layer1.*`` is all children of ``layer1``; a ``*`` stands within one part of a name between dots. Pairs ``{name in the
+            student: name in the teacher}``, in a text ``a=b``: needed for a teacher of another architecture.
         distribution: ``"channel"``, ``"spatial"``, ``"flat"`` (each by `fastqat.feature_kl`, ``channel`` on the means over positions: of
             the teacher's output nothing else is kept) or ``"mse"``. Channels are at axis 1; of layers with linear layers or layer
             norms but no convolution and no batch or group norm, such as the blocks of vision transformers ``[N, T, C]`` and
