@@ -29,7 +29,7 @@ LARGEST = 80 * 1024  # bytes of a picture that is kept in the repository
 
 @pytest.mark.parametrize("module", [evidence, paired, study_cost, study_groups, study_look, study_words])
 def test_examples(module: object) -> None:
-    assert not doctest.testmod(module).failed  # type: ignore[arg-type]
+    assert not doctest.testmod(module).failed  # type: ignore[arg-type]  # a module of bench, given by name
 
 
 def test_the_page_shows_the_rows_that_are_kept() -> None:

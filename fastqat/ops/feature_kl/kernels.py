@@ -18,11 +18,18 @@ from ..logit_scores.kernels.tiles import compare, exp, log1p
 
 
 @jit
-def load_tile(ptr, sample, channel, position, strides, channels, positions, OTHER: tl.constexpr, CHANNELS_INNER: tl.constexpr):
-    """``[ROWS, COLUMNS]`` values as fp32, OTHER where there are none; `strides`: of samples, and of channels or positions."""
+def place_of(sample, channel, position, strides, UNIT: tl.constexpr, CHANNELS_INNER: tl.constexpr):
+    """Where the values of a tile lie; `strides`: of samples, and of channels or positions, in units."""
+    unit = tl.full([], UNIT, tl.int64)
+    outer = strides[1] * unit
+    return sample * (strides[0] * unit) + (channel + position * outer if CHANNELS_INNER else channel * outer + position)
+
+
+@jit
+def load_tile(ptr, sample, channel, position, strides, channels, positions, OTHER: tl.constexpr, UNIT: tl.constexpr, INNER: tl.constexpr):
+    """``[ROWS, COLUMNS]`` values as fp32, OTHER where there are none."""
     mask = (channel < channels) & (position < positions)
-    place = channel + position * strides[1] if CHANNELS_INNER else channel * strides[1] + position
-    return tl.load(ptr + sample * strides[0] + place, mask, other=OTHER).to(tl.float32)
+    return tl.load(ptr + place_of(sample, channel, position, strides, UNIT, INNER), mask, other=OTHER).to(tl.float32)
 
 
 @jit
@@ -86,10 +93,8 @@ def feature_kl_kernel(
 ):
     """Σ p u − p + t with u = log(p / t): no term is below 0, so that close maps lose no digits to those that are not."""
     sample, channel, position, part, channels, positions = tile_of(outer, inner, blocks, parts, UNIT, ROWS, COLUMNS, CHANNELS_INNER)
-    unit = tl.full([], UNIT, tl.int64)
-    own, others = (strides[0] * unit, strides[1] * unit), (teacher_strides[0] * unit, teacher_strides[1] * unit)
-    x = load_tile(student_ptr, sample, channel, position, own, channels, positions, float("-inf"), CHANNELS_INNER)
-    t = load_tile(teacher_ptr, sample, channel, position, others, channels, positions, float("-inf"), CHANNELS_INNER)
+    x = load_tile(student_ptr, sample, channel, position, strides, channels, positions, float("-inf"), UNIT, CHANNELS_INNER)
+    t = load_tile(teacher_ptr, sample, channel, position, teacher_strides, channels, positions, float("-inf"), UNIT, CHANNELS_INNER)
     top, teacher_top = tl.max(x, axis=1, keep_dims=True), tl.max(t, axis=1, keep_dims=True)
     d, dt = fall(x, top), fall(t, teacher_top)
     e, et = exp(d), exp(dt)
@@ -177,10 +182,8 @@ def feature_kl_backward_kernel(
 ):
     """grad_x = grad_row · p (u − KL), 0 where p is 0."""
     sample, channel, position, _, channels, positions = tile_of(outer, inner, blocks, parts, UNIT, ROWS, COLUMNS, CHANNELS_INNER)
-    unit = tl.full([], UNIT, tl.int64)
-    own, others = (strides[0] * unit, strides[1] * unit), (teacher_strides[0] * unit, teacher_strides[1] * unit)
-    x = load_tile(student_ptr, sample, channel, position, own, channels, positions, 0.0, CHANNELS_INNER)
-    t = load_tile(teacher_ptr, sample, channel, position, others, channels, positions, 0.0, CHANNELS_INNER)
+    x = load_tile(student_ptr, sample, channel, position, strides, channels, positions, 0.0, UNIT, CHANNELS_INNER)
+    t = load_tile(teacher_ptr, sample, channel, position, teacher_strides, channels, positions, 0.0, UNIT, CHANNELS_INNER)
     row, exists, plane = sample * channels + channel, channel < channels, rows.to(tl.int64)
     divergence = tl.load(row_ptr + row, exists, other=0.0)
     grad_row = tl.load(grad_row_ptr + row, exists, other=0.0)
@@ -190,9 +193,8 @@ def feature_kl_backward_kernel(
     shift = tl.load(saved_ptr + 3 * plane + row, exists, other=0.0)
     slope = grad_row * p * (((x - top) - (t - teacher_top)) - shift - divergence)
     grad_x = tl.where(p == 0.0, p, slope)
-    place = channel + position * (grad_strides[1] * unit) if CHANNELS_INNER else channel * (grad_strides[1] * unit) + position
-    mask = exists & (position < positions)
-    tl.store(grad_x_ptr + sample * (grad_strides[0] * unit) + place, grad_x.to(grad_x_ptr.dtype.element_ty), mask)
+    place = place_of(sample, channel, position, grad_strides, UNIT, CHANNELS_INNER)
+    tl.store(grad_x_ptr + place, grad_x.to(grad_x_ptr.dtype.element_ty), exists & (position < positions))
 
 
 @jit(do_not_specialize=["blocks", "parts", "rows"])
@@ -215,10 +217,8 @@ def feature_means_kernel(
 ):
     """What each part adds to the means over all positions, of student and teacher."""
     sample, channel, position, part, channels, positions = tile_of(outer, inner, blocks, parts, UNIT, ROWS, COLUMNS, CHANNELS_INNER)
-    unit = tl.full([], UNIT, tl.int64)
-    own, others = (strides[0] * unit, strides[1] * unit), (teacher_strides[0] * unit, teacher_strides[1] * unit)
-    x = load_tile(student_ptr, sample, channel, position, own, channels, positions, 0.0, CHANNELS_INNER)
-    t = load_tile(teacher_ptr, sample, channel, position, others, channels, positions, 0.0, CHANNELS_INNER)
+    x = load_tile(student_ptr, sample, channel, position, strides, channels, positions, 0.0, UNIT, CHANNELS_INNER)
+    t = load_tile(teacher_ptr, sample, channel, position, teacher_strides, channels, positions, 0.0, UNIT, CHANNELS_INNER)
     place = (sample * channels + channel) * parts + part
     tl.store(mean_ptr + place, tl.sum(x, axis=1, keep_dims=True) * share, channel < channels)
     tl.store(mean_ptr + rows.to(tl.int64) * parts + place, tl.sum(t, axis=1, keep_dims=True) * share, channel < channels)
