@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from fastqat.selection.budget import check_count
 from fastqat.selection.policies import ScoredSubset
-from fastqat.selection.schedules import Schedule, beta_at
+from fastqat.selection.schedules import Schedule, beta_at, schedule_name
 from fastqat.selection.scores.acs import blend
 from fastqat.selection.table import ScoreTable
 from fastqat.selection.teacher import TeacherCache
@@ -82,5 +82,4 @@ class ACS(ScoredSubset):
         return table.with_score("acs", blend(table.get("evs"), table.get("ds"), self.beta(epoch)))
 
     def _settings(self) -> dict[str, Any]:
-        schedule = self.schedule if isinstance(self.schedule, str) else getattr(self.schedule, "__qualname__", type(self.schedule).__name__)
-        return {**super()._settings(), "schedule": schedule}
+        return {**super()._settings(), "schedule": schedule_name(self.schedule)}

@@ -15,7 +15,7 @@ from fastqat.methods.cascade_terms import Distribution, Reduction
 from fastqat.selection.budget import check_count
 from fastqat.selection.forwards import device_of
 from fastqat.selection.policies import ScoredSubset
-from fastqat.selection.schedules import Schedule, beta_at
+from fastqat.selection.schedules import Schedule, beta_at, schedule_name
 from fastqat.selection.scores.quarc import Normalize, blend
 from fastqat.selection.table import ScoreTable
 from fastqat.selection.teacher import TeacherCache
@@ -86,8 +86,7 @@ class QuaRCSubset(ScoredSubset):
         return table.with_score("quarc", blend(*terms, self.beta(epoch), self.normalize))
 
     def _settings(self) -> dict[str, Any]:
-        schedule = self.schedule if isinstance(self.schedule, str) else getattr(self.schedule, "__qualname__", type(self.schedule).__name__)
-        return {**super()._settings(), "schedule": schedule, "normalize": self.normalize}
+        return {**super()._settings(), "schedule": schedule_name(self.schedule), "normalize": self.normalize}
 
 
 class QuaRC(QuaRCSubset):

@@ -43,3 +43,8 @@ def beta_at(schedule: str | Schedule, epoch: int, epochs: int) -> float:
     if not isinstance(beta, numbers.Real) or not 0 <= beta <= 1:
         raise InputError(f"the schedule must give numbers in [0, 1]; it gave {beta!r} at epoch {epoch} of {epochs}")
     return float(beta)
+
+
+def schedule_name(schedule: str | Schedule) -> str:
+    """What a schedule is called: its name, or that of the callable."""
+    return schedule if isinstance(schedule, str) else getattr(schedule, "__qualname__", type(schedule).__name__)

@@ -22,7 +22,7 @@ MEASURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 def check_pycocotools() -> None:
     """InputError when pycocotools does not import."""
     try:
-        import pycocotools.cocoeval  # noqa: F401
+        import pycocotools.cocoeval  # noqa: F401 (asked only whether it is there)
     except ImportError as error:
         raise InputError(
             f"average precision needs pycocotools, which does not import ({error}); pip install fastqat[detection], or train without "
